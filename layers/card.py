@@ -1,0 +1,352 @@
+"""What a stone says about itself. Standard library only: a card is read without importing torch.
+
+Symbols that formulas on cards may use: the sizes of the input, ``N C H W`` (1 where the input lacks the axis; a 5-d
+input has its depth folded into H), ``S = H·W`` positions, ``E = N·C·H·W`` elements, ``B`` bytes per element,
+``train`` (is the layer in training mode?), and every option of the card by its name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from layers import formula
+
+SIZES = ("N", "C", "H", "W", "S", "E", "B", "train")
+CARRIERS = ("linear", "conv", "conv-padded")
+OptionValue = int | float | bool | str | None
+
+
+class OptionError(ValueError):
+    """An option or a combination of options that a stone refuses; ``option`` names it for the command line."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Where a technique was published."""
+
+    authors: str
+    title: str
+    year: int
+    venue: str = ""
+    arxiv: str = ""
+
+    def __str__(self) -> str:
+        where = ", ".join(part for part in (self.venue, f"arXiv {self.arxiv}" if self.arxiv else "") if part)
+        return f"{self.authors}, “{self.title}”, {self.year}{', ' + where if where else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One constructor option: name, type, default, range, and where the default comes from.
+
+    ``optional`` admits None (spelt ``none`` on the command line). ``choices`` lists the admitted strings.
+    """
+
+    name: str
+    type: type
+    default: OptionValue
+    help: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    source: str = ""
+
+    def check(self, value: OptionValue) -> OptionValue:
+        """Return ``value`` (an int widened to float where a float is due) or raise OptionError naming the remedy."""
+        if value is None and self.optional:
+            return None
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        right_type = isinstance(value, self.type) and not (self.type is int and isinstance(value, bool))
+        if not right_type or (isinstance(value, float) and not math.isfinite(value)):
+            raise OptionError(f"{self.name}={value!r} is not {self.expected()}", self.name)
+        if self.choices and value not in self.choices:
+            raise OptionError(f"{self.name}={value!r} is not {self.expected()}", self.name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not self._in_range(value):
+            raise OptionError(f"{self.name}={value!r} is out of range: it must be {self.expected()}", self.name)
+        return value
+
+    def _in_range(self, value: float) -> bool:
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def bounds(self) -> str:
+        """Return the range in words, such as ``≥ 1`` or ``> 0 and ≤ 1``; empty when there is none."""
+        marks = (("≥", self.ge), (">", self.gt), ("≤", self.le), ("<", self.lt))
+        return " and ".join(f"{mark} {bound:g}" for mark, bound in marks if bound is not None)
+
+    def expected(self) -> str:
+        """Return what the option admits, in words."""
+        if self.choices:
+            words = "one of " + ", ".join(self.choices)
+        else:
+            words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}[self.type]
+            words += f" {self.bounds()}" if self.bounds() else ""
+        return words + (" or none" if self.optional else "")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition that sizes and options must meet together, and what to say when they do not.
+
+    ``message`` may use every symbol in braces, and ``{divisors_of_C}``, ``{divisors_of_N}`` for the remedy.
+    """
+
+    test: str
+    message: str
+    option: str = ""
+
+    def refusal(self, values: Mapping[str, Any]) -> str | None:
+        """Return the message when the rule can be judged from ``values`` and is broken."""
+        if not formula.symbols(self.test) <= values.keys() or formula.evaluate(self.test, values):
+            return None
+        words = {f"divisors_of_{name}": _listed(divisors(values[name])) for name in ("N", "C") if name in values}
+        return self.message.format(**values, **words)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of ``number`` in ascending order."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
+def _listed(numbers: Sequence[int], most: int = 8) -> str:
+    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A tensor the layer computes or keeps: name, symbolic shape, the notes' way to write it, when it exists."""
+
+    name: str
+    shape: tuple[str, ...]
+    label: str = ""
+    given: str = "True"
+    help: str = ""
+
+    def symbolic(self) -> str:
+        """Return the shape as the notes write it, such as ``N×C/K``; ``scalar`` for a 0-d tensor."""
+        return self.label or "×".join(formula.pretty(size) for size in self.shape) or "scalar"
+
+    def at(self, values: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """Return the concrete shape, or None when this tensor does not exist under ``values``."""
+        if not formula.evaluate(self.given, values):
+            return None
+        return tuple(int(formula.evaluate(size, values)) for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Arithmetic operations of one pass (every operation 1, a multiply-add 2) as formulas."""
+
+    forward: str
+    backward: str
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The layer people use today for the same computation: ``pkg.mod:Class`` and its arguments as formulas.
+
+    ``{d}`` in ``target`` is the number of spatial axes, at least 1. `bench` puts it beside the stone.
+    """
+
+    target: str
+    arguments: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One row of the invariance table: the properties that hold; each property not listed must fail.
+
+    ``holds`` has entries ``w-scale`` (on every carrier) or ``x-recenter@linear,conv`` (only there). ``history`` says
+    what stored statistics do: ``frozen`` (they keep their values) or ``follow`` (they saw the transformed data).
+    ``options`` are those of the measurement (12 channels, batch of 8); ``carriers`` those on which it makes sense.
+    """
+
+    holds: tuple[str, ...]
+    row: str = ""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    mode: str = "train"
+    history: str = "frozen"
+    carriers: tuple[str, ...] = CARRIERS
+    why: str = ""
+
+    def expects(self, name: str, carrier: str) -> bool:
+        """Tell whether property ``name`` is claimed to hold on ``carrier``."""
+        for entry in self.holds:
+            held, _, where = entry.partition("@")
+            if held == name:
+                return not where or carrier in where.split(",")
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """An equation with another stone (``equals``) or a function of the stone's own file (``proof``).
+
+    With ``equals`` both stones are built on the same sizes, given the same parameters and buffers, and their outputs
+    and input gradients compared. With ``proof`` the named function gets ``(layer, x)`` in float64 and returns the two
+    sides as tensors. A string for a numeric option is a formula: ``{"groups": "C"}``. ``dims`` override
+    N=6, C=12, H=5, W=4; ``within`` is the admitted deviation relative to the largest value.
+    """
+
+    says: str
+    equals: str = ""
+    proof: str = ""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    other: Mapping[str, OptionValue] = field(default_factory=dict)
+    mode: str = "train"
+    dims: Mapping[str, int] = field(default_factory=dict)
+    within: float = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Everything a stone states about itself; `profiles` measures whether it is true.
+
+    Fields: ``formula`` in the paper's symbols; ``impl``, the name of the class in the file; ``options``; ``rules``
+    across options and sizes; ``derived``, further symbols as formulas over sizes and options (``{"G": "groups"}``);
+    ``statistics`` computed in a forward and ``buffers`` kept in the state_dict; ``params``;
+    ``flops``, the two-pass textbook count; ``executed``, what this implementation executes (float32, contiguous, CPU);
+    ``explained``, why the two and fvcore differ; ``saved``, bytes kept for backward beside parameters and buffers
+    (float32, contiguous, CPU, training); ``traffic``, the byte floor (forward, backward); ``claims``; ``identities``;
+    ``notes``, what reading notes, papers or public code got wrong; ``examples``, option sets on which every promise is tested (12 channels,
+    batch of 4); ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs``;
+    ``exact_gradient``, False where the published backward is not the derivative by design (the reference in
+    the tests then detaches what the paper detaches); ``role``, layer or transform (of a model); ``peer``, the
+    reference of `bench`.
+    """
+
+    title: str
+    paper: Paper
+    impl: str
+    formula: str
+    summary: str
+    options: tuple[Option, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    derived: Mapping[str, str] = field(default_factory=dict)
+    statistics: tuple[Stat, ...] = ()
+    buffers: tuple[Stat, ...] = ()
+    params: str = "0"
+    flops: Flops = Flops("0", "0")
+    executed: Flops = Flops("", "")
+    explained: str = ""
+    saved: str = "0"
+    traffic: Flops = Flops("2*E*B", "3*E*B")
+    claims: tuple[Claim, ...] = ()
+    identities: tuple[Identity, ...] = ()
+    notes: tuple[str, ...] = ()
+    examples: tuple[Mapping[str, OptionValue], ...] = ({},)
+    couples: str = "never"
+    eval_differs: bool = False
+    exact_gradient: bool = True
+    role: str = "layer"
+    peer: Peer | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a formula over a symbol that nothing defines."""
+        known = {*SIZES, *(option.name for option in self.options), *self.derived}
+        for text in self._formulas():
+            if unknown := formula.symbols(text) - known:
+                raise formula.FormulaError(f"{self.title}: formula {text!r} uses unknown {', '.join(sorted(unknown))}")
+
+    def _formulas(self) -> list[str]:
+        pairs = (self.flops, self.executed, self.traffic)
+        texts = [
+            self.params,
+            self.saved,
+            *self.derived.values(),
+            *(self.peer.arguments.values() if self.peer else ()),
+            *(t for p in pairs for t in (p.forward, p.backward) if t),
+        ]
+        texts += [rule.test for rule in self.rules]
+        return texts + [t for stat in (*self.statistics, *self.buffers) for t in (*stat.shape, stat.given)]
+
+    def option(self, name: str) -> Option:
+        """Return the option called ``name``; raises OptionError with a near miss when there is none."""
+        for option in self.options:
+            if option.name == name:
+                return option
+        import difflib
+
+        near = difflib.get_close_matches(name, [option.name for option in self.options], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise OptionError(f"{self.title} has no option {name!r}{hint}", name)
+
+    def check(self, sizes: Mapping[str, int], options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+        """Return all options, defaults filled in, or raise OptionError; rules over sizes not given are not judged."""
+        for name in options:
+            self.option(name)
+        for name, size in sizes.items():
+            if name == "C" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+                raise OptionError(f"channels={size!r} is not an integer ≥ 1", "channels")
+        full = {option.name: option.check(options.get(option.name, option.default)) for option in self.options}
+        values = {**sizes, **full}
+        for name, text in self.derived.items():
+            if formula.symbols(text) <= values.keys():
+                values[name] = formula.evaluate(text, values)
+        for rule in self.rules:
+            if refusal := rule.refusal(values):
+                raise OptionError(refusal, rule.option)
+        return full
+
+    def symbols(
+        self, shape: Sequence[int], options: Mapping[str, OptionValue], *, train: bool = True, itemsize: int = 4
+    ) -> dict[str, Any]:
+        """Return every symbol of this card's formulas for an input of ``shape`` (N, C, …) and all ``options``."""
+        n, c, *rest = shape
+        width = rest[-1] if len(rest) > 1 else 1
+        height = math.prod(rest[:-1]) if len(rest) > 1 else math.prod(rest)
+        positions = height * width
+        values: dict[str, Any] = {"N": n, "C": c, "H": height, "W": width, "S": positions, "E": n * c * positions}
+        values |= {"B": itemsize, "train": train, **options}
+        for name, text in self.derived.items():
+            values[name] = formula.evaluate(text, values)
+        return values
+
+
+# Options that many stones share, so that they are spelt, bounded and explained alike.
+EPS = Option(name="eps", type=float, default=1e-5, gt=0, help="added to the variance, inside the root")
+AFFINE = Option(name="affine", type=bool, default=True, help="learn γ (weight) and β (bias) per channel")
+GROUPS = Option(
+    name="groups", type=int, default=32, ge=1, help="groups of channels, in order", source="Wu & He 2018, section 4"
+)
+CHANNELS_PER_GROUP = Option(
+    name="channels_per_group",
+    type=int,
+    default=None,
+    optional=True,
+    ge=1,
+    help="K, instead of groups = C/K",
+    source="Wu & He 2018, table 4",
+)
+GROUPS_DIVIDE = Rule(
+    "C % G == 0",
+    "groups={G} does not divide {C} channels: {C} channels divide into {divisors_of_C} groups",
+    "groups",
+)
+GROUPS_OF = "groups if channels_per_group is None else max(1, C // channels_per_group)"
+K_DIVIDES = Rule(
+    "channels_per_group is None or C % channels_per_group == 0",
+    "channels_per_group={channels_per_group} does not divide {C} channels; its divisors are {divisors_of_C}",
+    "channels_per_group",
+)
+K_ALONE = Rule(
+    "channels_per_group is None or groups == 32 or groups * channels_per_group == C",
+    "groups={groups} and channels_per_group={channels_per_group} contradict each other for {C} channels; give one",
+    "channels_per_group",
+)

@@ -1,0 +1,113 @@
+"""Formulas as text: printed as they stand, parsed once, evaluated on Python integers.
+
+A formula is one Python expression over symbols: ``2*C if affine else 0``, ``C % groups == 0``. It may use numbers,
+``True``/``False``/``None``, ``+ - * / // % **``, comparisons (also ``is None``), ``and``/``or``/``not``,
+``x if c else y``, ``min``, ``max`` and ``sqrt``; nothing else, so that text from a card cannot run code.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+Value = Any
+Symbols = Mapping[str, Value]
+
+
+class FormulaError(ValueError):
+    """A formula that does not parse, uses a forbidden construct, or names an unknown symbol."""
+
+
+def _exact_divide(left: Value, right: Value) -> Value:
+    """Divide, staying in the integers when the quotient is one (sizes must not turn into floats)."""
+    if isinstance(left, int) and isinstance(right, int) and right != 0 and left % right == 0:
+        return left // right
+    return left / right
+
+
+_BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: _exact_divide,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+_UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {ast.USub: operator.neg, ast.Not: operator.not_}
+_CALLS: dict[str, Callable[..., Value]] = {"min": min, "max": max, "sqrt": math.sqrt}
+
+
+@cache
+def parse(text: str) -> ast.expr:
+    """Parse ``text``, refusing every construct that is not in the language."""
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise FormulaError(f"formula {text!r} does not parse: {error.msg}") from error
+    allowed = (
+        ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Constant, ast.Name, ast.Call,
+        ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context,
+    )  # fmt: skip
+    for node in ast.walk(tree):
+        if not isinstance(node, allowed):
+            raise FormulaError(f"formula {text!r} uses {type(node).__name__}, which formulas do not have")
+        if isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in _CALLS):
+            raise FormulaError(f"formula {text!r} calls something other than {', '.join(_CALLS)}")
+    return tree
+
+
+def symbols(text: str) -> frozenset[str]:
+    """Return the names that ``text`` needs to be evaluated."""
+    return frozenset(node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)) - _CALLS.keys()
+
+
+def evaluate(text: str, values: Symbols) -> Value:
+    """Evaluate ``text``; raises FormulaError when a symbol is missing, ZeroDivisionError as Python does."""
+    return _evaluate(parse(text), values, text)
+
+
+def _evaluate(node: ast.expr, values: Symbols, text: str) -> Value:
+    def ev(child: ast.expr) -> Value:
+        return _evaluate(child, values, text)
+
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name):
+            if name not in values:
+                raise FormulaError(f"formula {text!r} needs {name}, which is not known here")
+            return values[name]
+        case ast.BinOp(left=left, op=op, right=right):
+            return _BINARY[type(op)](ev(left), ev(right))
+        case ast.UnaryOp(op=op, operand=operand):
+            return _UNARY[type(op)](ev(operand))
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return ev(body) if ev(test) else ev(orelse)
+        case ast.BoolOp(op=op, values=parts):
+            return all(map(ev, parts)) if isinstance(op, ast.And) else any(map(ev, parts))
+        case ast.Call(func=ast.Name(id=name), args=args):
+            return _CALLS[name](*map(ev, args))
+        case ast.Compare(left=left, ops=ops, comparators=rest):
+            sides = [ev(left), *map(ev, rest)]
+            return all(_COMPARE[type(op)](a, b) for op, a, b in zip(ops, sides, sides[1:], strict=False))
+    raise FormulaError(f"formula {text!r} cannot be evaluated")
+
+
+def pretty(text: str) -> str:
+    """Return ``text`` as people write it: ``2·C`` for ``2*C``."""
+    return text.replace("**", "^").replace("*", "·")

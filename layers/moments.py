@@ -1,0 +1,262 @@
+r"""The engine under every normalization whose statistics reduce whole planes: moments, N×C algebra, one affine pass.
+
+Such a layer sees x (N, C, *positions) only through the mean and variance of each (n, c) plane, and acts as
+$$y = a_{nc}\,(x - c_{nc}) + b_{nc}.$$
+`Planes(x)` computes the moments in one pass; the stone turns them into scale a, center c and shift b with ordinary
+differentiable tensor operations on N×C numbers; `Planes.affine` applies them in a second pass. Backward is the same
+pair on (∂L/∂y, x): one reduction, S₀ = Σ ∂L/∂y and S₁ = Σ ∂L/∂y (x − m), autograd through the N×C algebra, one pass
+$$\partial L/\partial x = a\,\partial L/\partial y + P x + Q,\quad P = 2 g_v / S,\quad Q = g_m / S - P m.$$
+Saved for backward: x and N×C numbers. Floor: 3 passes over the data forward (2 when a plane stays in cache), 5
+backward.
+
+Accuracy: variances are two-pass or Welford, never E[x²] − E[x]²; the data are centred on their own plane's mean
+before the backward reduction; bf16 and fp16 are reduced in float32. Double backward goes through plain operations.
+Under torch.compile, tracing and functorch everything is plain operations, which those can see through.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 17  # elements per thread and slice: in and out fit a 1 MiB level-2 cache together
+
+
+class Planes:
+    """The (n, c) planes of ``x``: their moments now, one affine map of them later.
+
+    ``mean`` and ``var`` (biased) are N×C in float32 or wider and differentiable. ``x`` has shape (N, C, *positions),
+    any floating dtype, any strides; `affine` may be called once, and its result has the dtype and memory format of
+    ``x``.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.positions = x[0, 0].numel() if x.numel() else 0
+        self._plain = _needs_plain_operations() or self.positions <= 1
+        if self._plain:
+            self._x = x
+            self.mean, self.var = _plain_moments(x)
+        else:
+            self._link = _Link()
+            self._x = x if _is_channels_last(x) else x.contiguous()
+            self._handle, self.mean, self.var = _Moments.apply(self._x, self._link)  # type: ignore[no-untyped-call]
+
+    def affine(self, scale: Tensor, center: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return ``scale * (x - center) + shift``; the three broadcast to N×C."""
+        if self._plain:
+            wide = self._x.to(self.mean.dtype)
+            y = _planes_of(scale, wide) * (wide - _planes_of(center, wide))
+            return (y if shift is None else y + _planes_of(shift, wide)).to(self._x.dtype)
+        # The kernel centres on the plane's own mean, a constant here: only N×C numbers know about `center`.
+        own = self.mean.detach()
+        offset = scale * (own - center)
+        offset = (offset if shift is None else offset + shift).expand_as(own)
+        out: Tensor = _Affine.apply(  # type: ignore[no-untyped-call]
+            self._handle, self._x, scale.expand_as(own), own, offset, self._link
+        )
+        return out
+
+
+def pool(mean: Tensor, var: Tensor, dims: int | tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Merge the moments of equally large sets along ``dims``, kept with size 1 (Chan, Golub & LeVeque 1983).
+
+    No set at all (an empty batch) gives zeros instead of NaN, so that nothing downstream is poisoned.
+    """
+    dims = (dims,) if isinstance(dims, int) else dims
+    count = 1
+    for dim in dims:
+        count *= mean.shape[dim]
+    if count == 0:
+        return mean.sum(dims, keepdim=True), var.sum(dims, keepdim=True)
+    center = mean.mean(dims, keepdim=True)
+    return center, var.mean(dims, keepdim=True) + (mean - center).square().mean(dims, keepdim=True)
+
+
+def snapshot(buffer: Tensor) -> Tensor:
+    """Copy a buffer that is about to be updated, so that backward sees the value that forward saw.
+
+    Under torch.compile an ordinary copy does not help: the partitioner recomputes it in backward, after the update
+    (wrong gradients without an error; pytorch PR #197039). A reduction is never recomputed.
+    """
+    if torch.compiler.is_compiling():
+        return buffer.expand(8, *buffer.shape).amax(0)
+    return buffer.clone()
+
+
+class _Link:
+    """What the affine node tells the moments node of the same forward during backward: the scale it left undone."""
+
+    def __init__(self) -> None:
+        self.scale: Tensor | None = None
+
+
+class _Moments(torch.autograd.Function):
+    """x → (handle on x, mean, var); its backward finishes what `_Affine` began, so that ∂L/∂x is one pass.
+
+    The handle is x itself. Only `_Affine` ever reads it, so the gradient that arrives through it is ∂L/∂y, unscaled.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, link: _Link) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        mean, var = _moments(x)
+        ctx.link = link
+        ctx.save_for_backward(x, mean)
+        return x.view_as(x), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None]:
+        grad_y, grad_mean, grad_var = grads
+        x, mean = ctx.saved_tensors
+        size = x[0, 0].numel() if x.numel() else 1
+        zero = torch.zeros_like(mean)
+        slope = zero if grad_var is None else grad_var * (2 / size)
+        offset = (zero if grad_mean is None else grad_mean / size) - slope * mean
+        if grad_y is None:  # double backward, in plain operations that can be differentiated again
+            return (_planes_of(slope, x) * x.to(mean.dtype) + _planes_of(offset, x)).to(x.dtype), None
+        scale, ctx.link.scale = ctx.link.scale, None
+        return _combine(grad_y, scale, x, slope, offset), None
+
+
+class _Affine(torch.autograd.Function):
+    """scale·(x − own) + offset with ``own`` a constant; ∂L/∂x is left to `_Moments`, through the handle on x."""
+
+    @staticmethod
+    def forward(ctx: Any, handle: Tensor, x: Tensor, scale: Tensor, own: Tensor, offset: Tensor, link: _Link) -> Tensor:
+        ctx.link = link
+        ctx.save_for_backward(x, scale, own)
+        return _apply(x, scale, own, offset)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, scale, own = ctx.saved_tensors
+        if torch.is_grad_enabled():  # double backward: past the handle, straight to x, in plain operations
+            wide, grad = x.to(own.dtype), grad.to(own.dtype)
+            product = (grad * (wide - _planes_of(own, wide))).flatten(2).sum(2)
+            return None, (grad * _planes_of(scale, wide)).to(x.dtype), product, None, grad.flatten(2).sum(2), None
+        ctx.link.scale = scale
+        grad = grad.contiguous(memory_format=_format(x))
+        total, product = _sums(grad, x, own)
+        return grad, None, product, None, total, None
+
+
+# The five passes over the data. Each has a path for planes (contiguous) and one for channels_last.
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each plane, N×C. On CPU the standardising kernel gives both, slice by slice."""
+    wide = _wide(x.dtype)
+    if x.device.type != "cpu" and x.device.type != "meta":
+        var, mean = torch.var_mean(x.flatten(2).to(wide), 2, correction=0)
+        return mean, var
+    mean, var = (torch.empty(x.shape[:2], dtype=wide, device=x.device) for _ in range(2))
+    if not x.is_contiguous():
+        for rows in _slices(x):
+            part = _rows_last(x[rows]).to(wide)
+            mean[rows] = part.mean(1)
+            var[rows] = (part - mean[rows].unsqueeze(1)).square_().mean(1)
+        return mean, var
+    planes, flat_mean, flat_var = x.flatten(0, 1).flatten(1), mean.flatten(), var.flatten()
+    size = planes.shape[1]
+    for rows in _slices(planes):
+        part = planes[rows].to(wide)
+        # torch.var_mean costs 17 copies on CPU; native_group_norm one. eps = 0 makes 1/rstd² the variance itself.
+        _, center, rstd = torch.native_group_norm(part, None, None, part.shape[0], 1, size, 1, 0.0)
+        flat_mean[rows] = center.flatten()
+        flat_var[rows] = rstd.flatten().pow(-2)
+    return mean, var
+
+
+def _apply(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
+    """scale·(x − own) + offset, in the dtype of x."""
+    if not x.is_contiguous():
+        return torch.addcmul(_planes_of(offset - scale * own, x), x.to(own.dtype), _planes_of(scale, x)).to(x.dtype)
+    return _per_plane(x, scale, own, offset)
+
+
+def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
+    """The same for contiguous planes: evaluation-mode batch normalization with one channel per plane."""
+    size = x.shape[0] * x.shape[1]
+    view = x.reshape(1, size, -1)
+    ones = torch.ones(size, dtype=own.dtype, device=x.device)
+    args = (scale.reshape(-1), offset.reshape(-1), own.reshape(-1), ones)
+    return torch.native_batch_norm(view, *args, False, 0.0, 0.0)[0].view(x.shape)
+
+
+def _sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ grad and Σ grad·(x − own) over each plane, N×C."""
+    if not x.is_contiguous():
+        sums = torch.empty(2, *own.shape, dtype=own.dtype, device=x.device)
+        for rows in _slices(x):
+            part = _rows_last(grad[rows]).to(own.dtype)
+            sums[0, rows] = part.sum(1)
+            sums[1, rows] = (_rows_last(x[rows]).to(own.dtype) - own[rows].unsqueeze(1)).mul_(part).sum(1)
+        return sums[0], sums[1]
+    size = own.numel()
+    ones = torch.ones(size, dtype=own.dtype, device=x.device)
+    views = grad.reshape(1, size, -1), x.reshape(1, size, -1)
+    _, product, total = torch.ops.aten.native_batch_norm_backward(
+        *views, ones, None, None, own.reshape(-1), ones, True, 0.0, [False, True, True]
+    )
+    return total.view(own.shape), product.view(own.shape)
+
+
+def _combine(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """scale·grad + slope·x + offset, in the dtype of x (which is grad's too)."""
+    if x.dtype != scale.dtype:  # one rounding at the end, not two
+        wide = torch.addcmul(_planes_of(offset, x), x.to(scale.dtype), _planes_of(slope, x))
+        return wide.addcmul_(grad.to(scale.dtype), _planes_of(scale, x)).to(x.dtype)
+    if x.is_contiguous():
+        y = _per_plane(x, slope, torch.zeros_like(slope), offset)
+    else:
+        y = torch.addcmul(_planes_of(offset, x), x, _planes_of(slope, x))
+    return y.addcmul_(grad, _planes_of(scale, x))
+
+
+def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    wide = x.flatten(2).to(_wide(x.dtype)) if x.dim() > 2 else x.to(_wide(x.dtype)).unsqueeze(2)
+    if wide.shape[2] == 0:
+        return wide.sum(2), wide.sum(2)
+    mean = wide.mean(2)
+    return mean, (wide - mean.unsqueeze(2)).square().mean(2)
+
+
+def _planes_of(numbers: Tensor, x: Tensor) -> Tensor:
+    """View N×C (or C) numbers so that they broadcast over the positions of ``x``."""
+    return numbers.reshape(*numbers.shape, *(1,) * (x.dim() - 2))
+
+
+def _rows_last(x: Tensor) -> Tensor:
+    """View channels_last (n, C, *positions) as (n, positions, C)."""
+    return x.movedim(1, -1).flatten(1, -2)
+
+
+def _slices(x: Tensor) -> list[slice]:
+    """Cut the first axis so that one slice of ``x`` and one result stay in cache."""
+    step = max(1, CHUNK * torch.get_num_threads() * x.shape[0] // max(1, x.numel()))
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    if x.is_contiguous():
+        return torch.contiguous_format
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)) or (
+        x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
+    )
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of statistics: float32 for anything narrower, else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _needs_plain_operations() -> bool:
+    tracing: bool = torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()

@@ -1,0 +1,1 @@
+"""Activation normalizations: statistics of activations, subtracted and divided out."""
