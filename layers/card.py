@@ -118,6 +118,16 @@ class Rule:
         return self.message.format(**values, **words)
 
 
+def sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
+    """Return the symbols that an input of ``shape`` (N, C, *positions) gives to formulas."""
+    n, c, *rest = shape
+    width = rest[-1] if len(rest) > 1 else 1
+    height = math.prod(rest[:-1]) if len(rest) > 1 else math.prod(rest)
+    positions = height * width
+    counts = {"N": n, "C": c, "H": height, "W": width, "S": positions, "E": n * c * positions}
+    return {**counts, "B": itemsize, "train": train}
+
+
 def divisors(number: int) -> list[int]:
     """Return the divisors of ``number`` in ascending order."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
@@ -224,8 +234,8 @@ class Card:
     ``flops``, the two-pass textbook count; ``executed``, what this implementation executes (float32, contiguous, CPU);
     ``explained``, why the two and fvcore differ; ``saved``, bytes kept for backward beside parameters and buffers
     (float32, contiguous, CPU, training); ``traffic``, the byte floor (forward, backward); ``claims``; ``identities``;
-    ``notes``, what reading notes, papers or public code got wrong; ``examples``, option sets on which every promise is tested (12 channels,
-    batch of 4); ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs``;
+    ``notes``, what reading notes, papers or public code got wrong; ``examples``, option sets on which every promise is
+    tested (12 channels, batch of 4); ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs``;
     ``exact_gradient``, False where the published backward is not the derivative by design (the reference in
     the tests then detaches what the paper detaches); ``role``, layer or transform (of a model); ``peer``, the
     reference of `bench`.
@@ -287,15 +297,15 @@ class Card:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise OptionError(f"{self.title} has no option {name!r}{hint}", name)
 
-    def check(self, sizes: Mapping[str, int], options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+    def check(self, known: Mapping[str, Any], options: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
         """Return all options, defaults filled in, or raise OptionError; rules over sizes not given are not judged."""
         for name in options:
             self.option(name)
-        for name, size in sizes.items():
+        for name, size in known.items():
             if name == "C" and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
                 raise OptionError(f"channels={size!r} is not an integer ≥ 1", "channels")
         full = {option.name: option.check(options.get(option.name, option.default)) for option in self.options}
-        values = {**sizes, **full}
+        values = {**known, **full}
         for name, text in self.derived.items():
             if formula.symbols(text) <= values.keys():
                 values[name] = formula.evaluate(text, values)
@@ -308,12 +318,7 @@ class Card:
         self, shape: Sequence[int], options: Mapping[str, OptionValue], *, train: bool = True, itemsize: int = 4
     ) -> dict[str, Any]:
         """Return every symbol of this card's formulas for an input of ``shape`` (N, C, …) and all ``options``."""
-        n, c, *rest = shape
-        width = rest[-1] if len(rest) > 1 else 1
-        height = math.prod(rest[:-1]) if len(rest) > 1 else math.prod(rest)
-        positions = height * width
-        values: dict[str, Any] = {"N": n, "C": c, "H": height, "W": width, "S": positions, "E": n * c * positions}
-        values |= {"B": itemsize, "train": train, **options}
+        values = sizes(shape, train=train, itemsize=itemsize) | dict(options)
         for name, text in self.derived.items():
             values[name] = formula.evaluate(text, values)
         return values

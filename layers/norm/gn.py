@@ -78,7 +78,8 @@ card = Card(
 class GroupNorm(Norm):
     """Group Normalization of (N, C, *positions); the output has the shape, dtype and memory format of the input.
 
-    Args: ``channels`` C, divisible by ``groups`` (or by ``channels_per_group``, given instead); ``eps`` > 0; ``affine`` for γ and β of shape (C,).
+    Args: ``channels`` C, divisible by ``groups`` (or by ``channels_per_group``, given instead);
+    ``eps`` > 0; ``affine`` for γ and β of shape (C,).
     State: parameters ``weight`` and ``bias``; no buffers. Raises OptionError for refused options and ValueError when
     a group holds a single value.
     """

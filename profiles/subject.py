@@ -1,0 +1,186 @@
+"""A target made ready to run: built on an input of a shape, dtype, device and memory format, with a seed.
+
+The one place that knows how each kind of stone is constructed and called.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from layers.card import Card, OptionError, OptionValue, sizes
+from layers.catalog import Stone
+from profiles.errors import Refusal, Unavailable
+from profiles.target import Target, card_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+MEMORY_FORMATS = ("contiguous", "channels_last")
+MAX_ELEMENTS = 2**62
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Under what circumstances a layer runs. ``shape`` is (N, C, *positions); ``train`` the mode."""
+
+    shape: tuple[int, ...] = (8, 64, 32, 32)
+    dtype: str = "float32"
+    device: str = "cpu"
+    memory_format: str = "contiguous"
+    train: bool = True
+    seed: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return DTYPES[self.dtype]
+
+    @property
+    def elements(self) -> int:
+        """Elements of the input, as a Python integer of any size."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A target with checked options and a setup. Made by `subject`; torch is imported when it is built."""
+
+    target: Target
+    options: Mapping[str, OptionValue]
+    setup: Setup = field(default_factory=Setup)
+
+    @property
+    def name(self) -> str:
+        """The target's name as the user wrote it."""
+        return self.target.name
+
+    @property
+    def card(self) -> Card | None:
+        """The stone's card, or None for a class outside the catalogue."""
+        return card_of(self.target)
+
+    @property
+    def symbols(self) -> dict[str, Any]:
+        """The symbols of the card's formulas under this setup; empty without a card."""
+        if self.card is None:
+            return {}
+        setup = self.setup
+        return self.card.symbols(setup.shape, self.options, train=setup.train, itemsize=setup.itemsize)
+
+    def build(self) -> nn.Module:
+        """Construct the layer under the seed, in the setup's dtype, device and mode. Leaves the RNG as it was."""
+        import torch
+
+        setup = self.setup
+        device, dtype = torch.device(setup.device), getattr(torch, setup.dtype)
+        with torch.random.fork_rng(devices=_cuda(setup)):
+            torch.manual_seed(setup.seed)
+            if isinstance(self.target, Stone):
+                module = self.target.load()(setup.shape[1], **self.options, device=device, dtype=dtype)
+            else:
+                module = _construct(self.target.factory, self.name, self.options).to(device=device, dtype=dtype)
+        trained: nn.Module = module.train(setup.train)
+        return trained
+
+    def input(self, *, requires_grad: bool = True, seed: int = 1) -> Tensor:
+        """Draw a standard normal input in the setup's shape, dtype, device and memory format."""
+        import torch
+
+        setup = self.setup
+        generator = torch.Generator(setup.device).manual_seed(setup.seed + seed)
+        x = torch.randn(setup.shape, generator=generator, device=setup.device, dtype=torch.float32)
+        x = x.to(getattr(torch, setup.dtype))
+        if setup.memory_format == "channels_last":
+            x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+        return x.requires_grad_(requires_grad)
+
+    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Call ``module`` on ``x`` and return its output tensor (the first of several); refusals become `Refusal`."""
+        try:
+            y = module(x)
+        except (ValueError, IndexError, TypeError, RuntimeError, NotImplementedError) as error:
+            shape = "x".join(map(str, self.setup.shape))
+            raise Refusal(f"{self.name} refuses an input of {shape}: {_first_line(error)}") from error
+        y = y[0] if isinstance(y, (tuple, list)) else y
+        if not hasattr(y, "dtype"):
+            raise Refusal(f"{self.name} returned {type(y).__name__}, not a tensor")
+        tensor: Tensor = y
+        return tensor
+
+
+def subject(target: Target, options: Mapping[str, OptionValue], setup: Setup) -> Subject:
+    """Check ``options`` against ``target`` and ``setup`` (without torch for a stone) and return the subject."""
+    check_setup(setup)
+    if isinstance(target, Stone):
+        known = sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
+        return Subject(target, target.card.check(known, options), setup)
+    return Subject(target, target.check(setup.shape[1], options), setup)
+
+
+def check_setup(setup: Setup) -> None:
+    """Refuse an impossible setup: rank, sizes, memory format. Devices and memory are checked by `check_environment`."""
+    shape = "x".join(map(str, setup.shape))
+    if not 2 <= len(setup.shape) <= 5:
+        raise Refusal(f"--input {shape}: 2 to 5 sizes are needed, N x C x positions, such as 8x64x32x32")
+    if setup.shape[1] < 1:
+        raise Refusal(f"--input {shape}: at least 1 channel is needed")
+    if setup.elements > MAX_ELEMENTS:
+        raise Refusal(f"--input {shape}: {setup.elements} elements are more than any tensor can hold")
+    if setup.memory_format == "channels_last" and len(setup.shape) < 4:
+        raise Refusal(f"--memory-format channels_last needs 4 or 5 sizes, --input {shape} has {len(setup.shape)}")
+
+
+def check_environment(setup: Setup, tensors: int = 6) -> None:
+    """Raise `Unavailable` when the device is absent or ``tensors`` inputs do not fit the available memory."""
+    needed, available = setup.elements * max(4, setup.itemsize) * tensors, available_memory()
+    if available is not None and needed > available:
+        shape = "x".join(map(str, setup.shape))
+        raise Unavailable(
+            f"--input {shape} needs about {needed / 2**30:,.1f} GiB to run, {available / 2**30:,.1f} GiB are available"
+        )
+    if setup.device.startswith("cuda"):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = int(setup.device.partition(":")[2] or 0)
+        if index >= count:
+            raise Unavailable(f"--device {setup.device}: this machine has {count or 'no'} CUDA device(s)")
+
+
+def available_memory() -> int | None:
+    """Return the bytes of memory that this process may still take, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _construct(factory: Any, name: str, options: Mapping[str, OptionValue]) -> nn.Module:
+    from torch import nn
+
+    try:
+        module = factory(**options)
+    except OptionError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise Refusal(f"{name}({given}) cannot be built: {_first_line(error)}") from error
+    if not isinstance(module, nn.Module):
+        raise Refusal(f"{name} made a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _cuda(setup: Setup) -> Iterable[int]:
+    return [int(setup.device.partition(":")[2] or 0)] if setup.device.startswith("cuda") else []
