@@ -228,17 +228,18 @@ class Identity:
 class Card:
     """Everything a stone states about itself; `profiles` measures whether it is true.
 
-    Fields: ``formula`` in the paper's symbols; ``impl``, the name of the class in the file; ``options``; ``rules``
-    across options and sizes; ``derived``, further symbols as formulas over sizes and options (``{"G": "groups"}``);
-    ``statistics`` computed in a forward and ``buffers`` kept in the state_dict; ``params``;
-    ``flops``, the two-pass textbook count; ``executed``, what this implementation executes (float32, contiguous, CPU);
-    ``explained``, why the two and fvcore differ; ``saved``, bytes kept for backward beside parameters and buffers
-    (float32, contiguous, CPU, training); ``traffic``, the byte floor (forward, backward); ``claims``; ``identities``;
-    ``notes``, what reading notes, papers or public code got wrong; ``examples``, option sets on which every promise is
-    tested (12 channels, batch of 4); ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs``;
-    ``exact_gradient``, False where the published backward is not the derivative by design (the reference in
-    the tests then detaches what the paper detaches); ``role``, layer or transform (of a model); ``peer``, the
-    reference of `bench`.
+    ``formula`` in the paper's symbols; ``impl``, the class or function in the file; ``options``; ``rules`` across
+    options and sizes; ``derived``, further symbols as formulas over both (``{"G": "groups"}``);
+    ``statistics`` computed in a forward; ``buffers`` kept in the state_dict; ``params``, their number;
+    ``flops``, the two-pass textbook count; ``executed``, what this implementation executes, and ``saved``, the bytes
+    it keeps for backward beside parameters and buffers (both: float32, contiguous, CPU);
+    ``explained``, why the counts and fvcore differ; ``traffic``, the byte floor;
+    ``claims`` and ``identities``; ``notes``, what reading notes, papers or public code got wrong;
+    ``examples``, option sets on which every promise is tested (12 channels, batch of 4);
+    ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs``;
+    ``exact_gradient``, False where the published backward is not the derivative by design (the reference in the tests
+    then detaches what the paper detaches);
+    ``role``, layer or transform (of a model); ``peer``, the reference of `bench`.
     """
 
     title: str

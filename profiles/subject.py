@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layers.card import Card, OptionError, OptionValue, sizes
@@ -154,7 +155,7 @@ def check_environment(setup: Setup, tensors: int = 6) -> None:
 def available_memory() -> int | None:
     """Return the bytes of memory that this process may still take, or None where the system does not say."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("MemAvailable:"):
                     return int(line.split()[1]) * 1024

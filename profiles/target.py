@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,8 +91,8 @@ def _import(where: str) -> Any:
         try:
             if where.endswith(".py"):
                 return _import_file(Path(where))
-            if os.getcwd() not in sys.path:
-                sys.path.insert(0, os.getcwd())
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))
             return importlib.import_module(where)
         except KeyboardInterrupt:
             raise
