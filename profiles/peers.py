@@ -1,0 +1,92 @@
+"""What fvcore says of the same layer: a cross-check column, shown as it counts, with the handles that it lacks.
+
+fvcore counts 1 per multiply-accumulate and 5 per element of a normalization (4 without γ and β) under one name, and
+gives 0 to what it has no handle for. Ours add: elementwise operations 1 per output, reductions 1 per input.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+_ELEMENTWISE = (
+    "add sub rsub mul div sqrt rsqrt square pow reciprocal neg abs exp log clamp clamp_min clamp_max addcmul lerp "
+    "minimum maximum where lt le gt ge eq ne"
+).split()
+_REDUCTIONS = "mean sum var var_mean std amax amin linalg_vector_norm".split()
+_FREE = (
+    "view view_as reshape flatten unflatten unsqueeze squeeze expand expand_as to type_as clone detach contiguous "
+    "permute transpose movedim numel size index select slice copy zeros ones full zeros_like ones_like fill"
+).split()
+
+
+@dataclass
+class Fvcore:
+    """fvcore's number for one forward: ``value`` in its own unit, what it still did not count, or why it failed."""
+
+    value: int | None
+    unit: str = "MAC = 1, norm element = 5 (4 without γ, β), elementwise = 1 (our handles)"
+    status: str = "complete"
+    version: str = ""
+    by_op: Counter[str] = field(default_factory=Counter)
+    uncounted: Counter[str] = field(default_factory=Counter)
+    error: str = ""
+
+
+def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
+    """Trace a copy of ``module`` on ``x`` and return what fvcore counts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis
+        from fvcore.nn.jit_handles import norm_flop_counter
+
+        logging.getLogger("fvcore").setLevel(logging.ERROR)
+        analysis = FlopCountAnalysis(copy.deepcopy(module), x.detach().clone())
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        for name in _ELEMENTWISE:
+            analysis.set_op_handle(f"aten::{name}", _outputs, f"aten::{name}_", _outputs)
+        for name in _REDUCTIONS:
+            analysis.set_op_handle(f"aten::{name}", _inputs)
+        for name in _FREE:
+            analysis.set_op_handle(f"aten::{name}", _nothing, f"aten::{name}_", _nothing)
+        analysis.set_op_handle("aten::native_group_norm", norm_flop_counter(1))
+        analysis.set_op_handle("aten::native_layer_norm", norm_flop_counter(2))
+        try:
+            by_op = Counter({name: round(value) for name, value in analysis.by_operator().items()})
+            uncounted = Counter({name: int(times) for name, times in analysis.unsupported_ops().items()})
+        except Exception as error:  # the tracer raises whatever the module or jit does
+            return Fvcore(None, status="unavailable", version=_version(), error=str(error).strip().partition("\n")[0])
+    status = "partial" if uncounted else "complete"
+    return Fvcore(sum(by_op.values()), status=status, version=_version(), by_op=by_op, uncounted=uncounted)
+
+
+def _outputs(inputs: list[Any], outputs: list[Any]) -> int:
+    return sum(_size(value) for value in outputs)
+
+
+def _inputs(inputs: list[Any], outputs: list[Any]) -> int:
+    return _size(inputs[0])
+
+
+def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
+    return 0
+
+
+def _size(value: Any) -> int:
+    """Return the elements of a floating-point tensor of the graph; what is no such tensor counts nothing."""
+    if not value.isCompleteTensor() or not value.type().dtype().is_floating_point:
+        return 0
+    return math.prod(value.type().sizes())
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("fvcore")
