@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,11 @@ def resolve(name: str) -> Target:
         raise Refusal(f"{name}: {where} has no {attribute!r}")
     if not callable(factory):
         raise Refusal(f"{name}: {attribute} is a {type(factory).__name__}, not a class or function")
-    return Foreign(name, factory, _options(factory))
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError) as error:
+        raise Refusal(f"{name}: its arguments cannot be read: {error}") from error
+    return Foreign(name, factory, _options(signature))
 
 
 def _import(where: str) -> Any:
@@ -112,10 +117,10 @@ def _import_file(path: Path) -> Any:
     return module
 
 
-def _options(factory: Callable[..., Any]) -> tuple[Option, ...]:
+def _options(signature: inspect.Signature) -> tuple[Option, ...]:
     """Read typed options off a constructor; parameters whose type is not a plain one are left at their defaults."""
     found = []
-    for parameter in inspect.signature(factory).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or parameter.name in ("device", "dtype"):
             continue
         required = parameter.default is parameter.empty
@@ -132,7 +137,8 @@ def _type_of(parameter: inspect.Parameter) -> type | None:
     if type(parameter.default) in (int, float, bool, str):
         return type(parameter.default)
     annotation = parameter.annotation if isinstance(parameter.annotation, str) else str(parameter.annotation)
+    words = re.findall(r"\w+", annotation)
     for kind in (bool, int, float, str):
-        if kind.__name__ in annotation:
+        if kind.__name__ in words:
             return kind
     return int if parameter.name in CHANNEL_NAMES else None

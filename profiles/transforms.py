@@ -1,0 +1,116 @@
+"""What a transformation of a model touches: which parameters it freezes, sets anew or penalizes, in a given model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from layers.catalog import Stone
+from profiles.errors import Refusal
+from profiles.subject import Subject
+from profiles.target import Foreign, Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCHEMA = "stones.transform/1"
+DEFAULT_MODEL = "ResNet-14 of width 16, for CIFAR-10"
+Record = dict[str, Any]
+
+
+def inspect(subject: Subject, model: Target | None = None) -> Record:
+    """Apply the transform to a copy of ``model`` (None: the paper's ResNet-14) and return a record.
+
+    Raises `Refusal` for a model that cannot be built or that the transform refuses. Leaves torch's generator as it was.
+    """
+    import torch
+
+    if not isinstance(subject.target, Stone):
+        raise Refusal(f"{subject.name} is a class, not a transformation of a model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.setup.seed)
+        before = _built(model)
+        after = copy.deepcopy(before)
+        result = _applied(subject.target.load(), after, subject)
+    rows = _rows(before, after, result)
+    card = subject.target.card
+    return {
+        "schema": SCHEMA,
+        "technique": {
+            "name": subject.name,
+            "title": card.title,
+            "kind": subject.target.kind,
+            "options": dict(subject.options),
+        },
+        "model": {"name": model.name if model else DEFAULT_MODEL, "modules": sum(1 for _ in before.modules())},
+        "params": {
+            "total": sum(row["elements"] for row in rows),
+            "trainable": sum(row["elements"] for row in rows if row["trainable"]),
+            "trainable_before": sum(row["elements"] for row in rows if row["trainable_before"]),
+            "set": sum(row["elements"] for row in rows if row["set"]),
+            "penalized": sum(row["elements"] for row in rows if row["penalized"]),
+            "tensors": rows,
+        },
+        "penalty": float(result.detach()) if isinstance(result, torch.Tensor) else None,
+        "buffers_changed": _buffers_changed(before, after),
+        "ok": True,
+    }
+
+
+def _built(model: Target | None) -> nn.Module:
+    from torch import nn
+
+    if model is None:
+        from layers.resnet import cifar_resnet
+
+        return cifar_resnet(14)
+    if not isinstance(model, Foreign):
+        raise Refusal(f"--model {model.name} is a technique; give pkg.mod:factory or file.py:factory")
+    try:
+        made = model.factory()
+    except Exception as error:
+        raise Refusal(f"--model {model.name} cannot be built without arguments: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise Refusal(f"--model {model.name} made a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _applied(transform: Callable[..., Any], model: nn.Module, subject: Subject) -> Any:
+    try:
+        return transform(model, **subject.options)
+    except ValueError as error:
+        raise Refusal(f"{subject.name} refuses this model: {error}") from error
+
+
+def _rows(before: nn.Module, after: nn.Module, result: Any) -> list[Record]:
+    """One row per parameter: what it was, what it is, and what happened to it."""
+    import torch
+
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    reached: list[Any] = [None] * len(new)
+    if isinstance(result, torch.Tensor) and result.requires_grad:
+        trained = [parameter.requires_grad_(True) for parameter in new.values()]
+        reached = list(torch.autograd.grad(result, trained, allow_unused=True))
+    owners = dict(after.named_modules())
+    return [
+        {
+            "name": name,
+            "module": type(owners[name.rpartition(".")[0]]).__name__,
+            "shape": list(parameter.shape),
+            "elements": parameter.numel(),
+            "trainable": parameter.requires_grad,
+            "trainable_before": old[name].requires_grad,
+            "set": not torch.equal(parameter, old[name]),
+            "penalized": grad is not None,
+        }
+        for (name, parameter), grad in zip(new.items(), reached, strict=True)
+    ]
+
+
+def _buffers_changed(before: nn.Module, after: nn.Module) -> int:
+    """Count the elements of buffers that the transform changed by itself."""
+    import torch
+
+    old = dict(before.named_buffers())
+    return sum(b.numel() for name, b in after.named_buffers() if not torch.equal(b, old[name]))
