@@ -71,6 +71,7 @@ def parse(text: str) -> ast.expr:
     return tree
 
 
+@cache
 def symbols(text: str) -> frozenset[str]:
     """Return the names that ``text`` needs to be evaluated."""
     return frozenset(node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name)) - _CALLS.keys()

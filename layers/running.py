@@ -1,4 +1,4 @@
-"""Running statistics of a channel, as torch.nn.BatchNorm keeps them: what bn, ghost-bn and bcn share."""
+"""Running statistics of a channel: as torch.nn.BatchNorm keeps them, and as the averages of E[x] and E[x²]."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class RunningNorm(Norm):
     def update_running(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Move the buffers towards batch ``mean`` and ``var`` (C,), the variance made unbiased over ``count`` values.
 
-        An empty batch moves nothing but the counter, as in torch.
+        An empty batch moves nothing but the counter, as in torch. A ``count`` () that only the device knows (it was
+        summed over ranks) is not waited for.
         """
         if not self.training or self.running_mean is None or self.running_var is None:
             return
@@ -55,11 +56,24 @@ class RunningNorm(Norm):
         self.num_batches_tracked.add_(1)
         if isinstance(count, int) and count == 0:
             return
-        weight = self.num_batches_tracked.reciprocal() if self.momentum is None else self.momentum
-        unbiased = var * (count / (count - 1)) if not isinstance(count, int) or count > 1 else var
+        weight = self.weight_of_new()
+        if isinstance(count, Tensor):
+            weight = weight * (count > 0).to(self.running_mean.dtype)
+            unbiased = var * (count / (count - 1).clamp(min=1))
+        else:
+            unbiased = var * (count / max(1, count - 1))
         kept = self.running_mean.dtype
         self.running_mean.lerp_(mean.to(kept), _as_weight(weight, kept))
         self.running_var.lerp_(unbiased.to(kept), _as_weight(weight, kept))
+
+    def weight_of_new(self) -> Tensor | float:
+        """Return what the new value weighs: ``momentum``, or 1/n for the n-th batch when that is None."""
+        if self.momentum is not None:
+            return self.momentum
+        assert self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        wide = torch.promote_types(self.running_mean.dtype, torch.float32)
+        return self.num_batches_tracked.to(wide).reciprocal()
 
     def normalize_by_running(self, x: Tensor) -> Tensor:
         """Apply the fixed affine map of evaluation, y = γ (x − running mean)/√(running var + ε) + β."""
@@ -68,3 +82,36 @@ class RunningNorm(Norm):
 
 def _as_weight(weight: Tensor | float, dtype: torch.dtype) -> Tensor | float:
     return weight.to(dtype) if isinstance(weight, Tensor) else weight
+
+
+class RunningMoments(RunningNorm):
+    """A `RunningNorm` whose buffers follow E[x] and E[x²], as in Summers & Dinneen 2020: biased, over the whole batch.
+
+    The variance that belongs to the averages, E[x²] − E[x]², is kept in place of E[x²], which in float32 has no digits
+    left for a variance at mean ≫ std. It holds the spread of the batch means too:
+    var ← (1 − a) var + a σ² + a (1 − a) (μ − mean)².
+    """
+
+    @torch.no_grad()
+    def update_running(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
+        """Move the buffers towards batch ``mean`` and biased ``var`` (C,); an empty batch moves only the counter."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        if isinstance(count, int) and count == 0:
+            return
+        before = self.running_mean.to(mean.dtype), self.running_var.to(var.dtype)
+        mean, var = mix(*before, mean, var, self.weight_of_new())
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+
+
+def mix(mean: Tensor, var: Tensor, new_mean: Tensor, new_var: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of the mixture of two populations, the second with ``weight`` in [0, 1].
+
+    It equals weighing E[x] and E[x²], without their cancellation; every term of the variance is non-negative.
+    """
+    weight = _as_weight(weight, mean.dtype)
+    spread = weight * (1 - weight) * (new_mean - mean).square()
+    return torch.lerp(mean, new_mean, weight), torch.lerp(var, new_var, weight) + spread

@@ -3,18 +3,28 @@ r"""Batch Normalization: normalize each channel over the batch and all positions
 $$y = \gamma_c\,(x - \mu_c) / \sqrt{\sigma^2_c + \varepsilon} + \beta_c$$
 with μ and the biased σ² over N and all positions. The running variance is unbiased, m/(m − 1) σ², as in torch.
 Evaluation uses the running statistics: a fixed affine map per channel, which folds into the convolution before it.
+
+With ``sync`` the batch is that of all ranks of a process group (Peng et al. 2018, MegDet): one gather of
+(m, μ, σ²) forward, one sum of two C-vectors backward. The gradients of γ and β stay sums over the rank's own batch,
+which data-parallel wrappers reduce. torch.nn.SyncBatchNorm refuses CPU tensors; this one takes any backend.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from layers.base import scale_and_shift
-from layers.card import AFFINE, EPS, Card, Claim, Flops, Identity, Option, Paper, Peer, Stat
+from layers.card import AFFINE, EPS, Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.running import RunningNorm
+from layers.synchronise import merge_over_ranks, spans_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 card = Card(
     title="Batch Normalization",
@@ -42,8 +52,23 @@ card = Card(
         ),
         AFFINE,
         Option(name="track_running_stats", type=bool, default=True, help="keep running statistics for evaluation"),
+        Option(
+            name="sync",
+            type=bool,
+            default=False,
+            help="in training, take the statistics over the batches of all ranks of torch.distributed",
+        ),
     ),
-    statistics=(Stat("mean", ("C",), "C×1"), Stat("var", ("C",), "C×1")),
+    rules=(
+        Rule(
+            "N*S != 1 or not train and track_running_stats",
+            "one value per channel cannot be normalized; give a larger batch or more positions",
+        ),
+    ),
+    statistics=(
+        Stat("mean", ("C",), "C×1", given="train or not track_running_stats"),
+        Stat("var", ("C",), "C×1", given="train or not track_running_stats"),
+    ),
     buffers=(
         Stat("running_mean", ("C",), "C×1", given="track_running_stats"),
         Stat("running_var", ("C",), "C×1", given="track_running_stats"),
@@ -54,7 +79,21 @@ card = Card(
         "torch.nn:BatchNorm{d}d",
         {"num_features": "C", "eps": "eps", "momentum": "momentum", "affine": "affine"},
     ),
-    flops=Flops("(7 if affine else 5)*E + 2*C if train else 2*E + 5*C", "(11 if affine else 9)*E if train else 4*E"),
+    flops=Flops(
+        "(7 if affine else 5)*E + 2*C if train or not track_running_stats else 2*E + (5 if affine else 4)*C",
+        "(11*E - 2*C if affine else 7*E) if train or not track_running_stats else (4*E - 2*C if affine else E)",
+    ),
+    executed=Flops(
+        "7*E + (16 if affine else 15)*N*C + (4 if affine else 3)*C"
+        " + (7*C + (momentum is None) if track_running_stats else 0) if train or not track_running_stats"
+        " else 2*E + (5 if affine else 4)*C",
+        "7*E + (23*N*C + 2*C if affine else 22*N*C + C) if train or not track_running_stats"
+        " else (4*E - 2*C if affine else E)",
+    ),
+    explained="The definition centres, scales and shifts each element; here γ, β and both statistics are folded into "
+    "one scale and shift per plane, so the backward needs 7 operations per element, not 11.",
+    saved="B*E + 12*N*C + (8 if affine else 4)*C",
+    traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
             holds=(
@@ -68,18 +107,59 @@ card = Card(
                 "pre-bias",
                 "pre-bias-common",
             ),
+            why="Each channel is standardized over the batch: its scale and its shift vanish, those of one sample "
+            "stay; a zero-padded border does not move with the data.",
+        ),
+        Claim(
+            row="eval, frozen statistics",
+            mode="eval",
+            holds=(),
+            why="With stored statistics evaluation is a fixed affine map per channel.",
+        ),
+        Claim(
+            row="eval, statistics follow",
+            mode="eval",
+            history="follow",
+            options={"momentum": 1.0},
+            holds=(
+                "w-scale",
+                "w-vec-scale",
+                "x-scale",
+                "x-recenter@linear,conv",
+                "w-scale-group",
+                "x-recenter-scalar@linear,conv",
+                "x-recenter-image@linear",
+                "pre-bias",
+                "pre-bias-common",
+            ),
+            why="Once the statistics have seen the change, it is the row of training.",
         ),
     ),
-    identities=(Identity(says="BN of one sample = IN", dims={"N": 1}, equals="in", other={"affine": True}),),
+    identities=(
+        Identity(says="BN of one sample = IN", dims={"N": 1}, equals="in", other={"affine": True}),
+        Identity(says="without other ranks, synchronised BN = BN", options={"sync": True}, equals="bn"),
+    ),
     notes=("The notes call BN a pixelwise instance normalization; BN has no per-pixel statistic (that is pono).",),
-    examples=({}, {"affine": False, "momentum": None}, {"track_running_stats": False, "eps": 1e-3}),
+    examples=({}, {"affine": False, "momentum": None}, {"track_running_stats": False, "eps": 1e-3, "sync": True}),
     couples="train",
     eval_differs=True,
 )
 
 
 class BatchNorm(RunningNorm):
-    """Batch Normalization of (N, C, *positions)."""
+    """Batch Normalization of (N, C, *positions); the output has the shape, dtype and memory format of the input.
+
+    Args: ``channels`` C; ``eps`` > 0; ``momentum`` in [0, 1] or None; ``affine`` for γ and β (C,);
+    ``track_running_stats`` for the buffers; ``sync`` for statistics over all ranks of ``process_group`` (None: the
+    default group). Without an initialised process group, with one rank, and in evaluation ``sync`` changes nothing.
+    With it, every rank must run every training forward and backward, if need be on an empty batch; a layer with a
+    ``process_group`` of its own can be neither copied nor pickled, because the group cannot.
+    State: parameters ``weight``, ``bias``; buffers ``running_mean``, ``running_var``, ``num_batches_tracked``.
+    Raises OptionError for refused options and ValueError when a channel holds a single value in training (unless
+    other ranks may hold more).
+    """
+
+    sync: bool
 
     def __init__(
         self,
@@ -88,12 +168,21 @@ class BatchNorm(RunningNorm):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        sync: bool = False,
         *,
+        process_group: ProcessGroup | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        options = {"eps": eps, "momentum": momentum, "affine": affine, "track_running_stats": track_running_stats}
+        options = {
+            "eps": eps,
+            "momentum": momentum,
+            "affine": affine,
+            "track_running_stats": track_running_stats,
+            "sync": sync,
+        }
         super().__init__(card, channels, options, affine=affine, device=device, dtype=dtype)
+        self.process_group = process_group
         self.add_running_statistics(track_running_stats, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,11 +190,16 @@ class BatchNorm(RunningNorm):
         self.check_input(x)
         if not self.uses_batch_statistics:
             return self.normalize_by_running(x)
+        sync = self.sync and self.training and spans_ranks(self.process_group)
         count = x.numel() // self.channels
-        self.refuse_single_values(count, "channel")
+        if not sync:
+            self.refuse_single_values(count, "channel")
         planes = Planes(x)
         mean, var = (t.squeeze(0) for t in pool(planes.mean, planes.var, 0))
+        total: int | Tensor = count
+        if sync:
+            mean, var, total = merge_over_ranks(mean, var, count, self.process_group)
         observe(mean=mean, var=var)
-        self.update_running(mean, var, count)
+        self.update_running(mean, var, total)
         scale, shift = scale_and_shift(var, self.eps, self.weight, self.bias)
         return planes.affine(scale, mean, shift)

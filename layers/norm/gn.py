@@ -29,6 +29,7 @@ from layers.card import (
     Identity,
     Paper,
     Peer,
+    Rule,
     Stat,
 )
 from layers.group_norm import group_norm
@@ -41,10 +42,19 @@ card = Card(
     summary="Each group of K = C/groups channels of each sample has one mean and biased variance over K×H×W values.",
     options=(GROUPS, CHANNELS_PER_GROUP, EPS, AFFINE),
     derived={"G": GROUPS_OF},
-    rules=(K_DIVIDES, K_ALONE, GROUPS_DIVIDE),
+    rules=(
+        K_DIVIDES,
+        K_ALONE,
+        GROUPS_DIVIDE,
+        Rule(
+            "N == 0 or C*S != G",
+            "a group of 1 value cannot be normalized; use fewer groups or more positions",
+            "groups",
+        ),
+    ),
     statistics=(Stat("mean", ("N", "G"), "N×C/K"), Stat("rstd", ("N", "G"), "N×C/K")),
     params="2*C if affine else 0",
-    flops=Flops("(7 if affine else 5)*E + 2*N*G", "(11 if affine else 9)*E"),
+    flops=Flops("(7 if affine else 5)*E + 2*N*G", "11*E - 2*C if affine else 7*E"),
     saved="B*E + 8*N*G",
     claims=(
         Claim(

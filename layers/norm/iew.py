@@ -1,0 +1,198 @@
+r"""Inference Example Weighing: Batch Normalization whose evaluation counts the example's own statistics too (Summers &
+Dinneen 2020, arXiv 1906.03548, the first of their things).
+
+Training is Batch Normalization. Evaluation normalizes by the mixture of the running statistics and, to a share α, those
+of the example, e₁ = mean x and e₂ = mean x² over all positions of a channel (`layers.weighing` has the stable form):
+$$\mu = (1 - \alpha)\,m_1 + \alpha\,e_1,\quad \sigma^2 = (1 - \alpha)\,m_2 + \alpha\,e_2 - \mu^2,\quad
+y = \gamma_c\,(x - \mu) / \sqrt{\sigma^2 + \varepsilon} + \beta_c.$$
+In training each example is part of its own statistics, 1/N of them; with α = 0, evaluation as everybody does it, it is
+not. α is chosen on validation data after training. A trained bn can be loaded: the buffers have the same names.
+
+With ``groups`` the statistics are those of groups of channels, over the whole batch in training, as in the authors' one
+function for both.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from layers.card import AFFINE, EPS, GROUPS_DIVIDE, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.weighing import BlockNorm
+
+card = Card(
+    title="Inference Example Weighing",
+    paper=Paper(
+        authors="Summers, Dinneen",
+        title="Four Things Everyone Should Know to Improve Batch Normalization",
+        year=2020,
+        venue="ICLR 2020",
+        arxiv="1906.03548",
+    ),
+    impl="InferenceExampleWeighing",
+    formula="μ = (1−α) m₁ + α e₁;  σ² = (1−α) m₂ + α e₂ − μ²;  y = γ_c (x − μ) / √(σ² + ε) + β_c  (evaluation)",
+    summary="BN in training; in evaluation each channel's running moments are mixed with those of the example.",
+    options=(
+        Option(
+            name="alpha",
+            type=float,
+            default=0.0,
+            ge=0,
+            le=1,
+            help="share of the example's own statistics in evaluation; 0 is BN, 1 is IN",
+            source="the authors' code",
+        ),
+        Option(
+            name="groups",
+            type=int,
+            default=None,
+            optional=True,
+            ge=1,
+            help="groups of channels that share statistics, in training too; none: each channel has its own",
+        ),
+        EPS,
+        Option(
+            name="momentum",
+            type=float,
+            default=0.01,
+            ge=0,
+            le=1,
+            optional=True,
+            help="weight of the new value in the running statistics; none averages all batches",
+            source="the authors' code, which keeps 0.99 of the old value",
+        ),
+        AFFINE,
+    ),
+    derived={"G": "C if groups is None else groups", "own": "train or alpha > 0"},
+    rules=(
+        GROUPS_DIVIDE,
+        Rule(
+            "N == 0 or (N*C*S != G if train else alpha < 1 or C*S != G)",
+            "a statistic of one value cannot normalize; give more positions (in training: or a larger batch)",
+        ),
+    ),
+    statistics=(
+        Stat("mean", ("1", "G"), "1×C", given="train"),
+        Stat("var", ("1", "G"), "1×C", given="train"),
+        Stat("example_mean", ("N", "G"), "N×C", given="not train and alpha > 0"),
+        Stat("example_var", ("N", "G"), "N×C", given="not train and alpha > 0"),
+    ),
+    buffers=(
+        Stat("running_mean", ("C",), "C×1"),
+        Stat("running_var", ("C",), "C×1", help="of the averages of E[x] and E[x²]: biased, with the batches' spread"),
+        Stat("num_batches_tracked", ()),
+    ),
+    params="2*C if affine else 0",
+    flops=Flops(
+        "(7 if affine else 5)*E + (2*G if train else 10*N*G) if own else 2*E + (5 if affine else 4)*C",
+        "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
+    ),
+    traffic=Flops("(3 if own else 2)*E*B", "(5 if own else 3)*E*B"),
+    claims=(
+        Claim(
+            row="α = 0.3, eval, frozen statistics",
+            mode="eval",
+            options={"alpha": 0.3},
+            holds=(),
+            why="The stored share of the statistics stays where it was.",
+        ),
+        Claim(
+            row="α = 0.3, eval, statistics follow",
+            mode="eval",
+            history="follow",
+            options={"alpha": 0.3, "momentum": 1.0},
+            holds=(
+                "w-scale",
+                "w-vec-scale",
+                "x-scale",
+                "x-recenter@linear,conv",
+                "w-scale-group",
+                "x-recenter-scalar@linear,conv",
+                "x-recenter-image@linear",
+                "pre-bias",
+                "pre-bias-common",
+            ),
+            why="Once the stored statistics have seen the change, the mixture has BN's row.",
+        ),
+        Claim(
+            row="α = 1, eval",
+            mode="eval",
+            options={"alpha": 1.0},
+            carriers=("conv", "conv-padded"),
+            holds=(
+                "w-scale",
+                "w-vec-scale",
+                "x-scale",
+                "x-recenter@conv",
+                "case-scale",
+                "w-scale-group",
+                "x-recenter-scalar@conv",
+                "cases-scale",
+                "ghost-scale",
+                "case-recenter@conv",
+                "pre-bias",
+                "pre-bias-common",
+            ),
+            why="Nothing stored is left: it is IN's row. On a linear layer an example has one value per channel.",
+        ),
+    ),
+    identities=(
+        Identity(says="in training IEW = BN", options={"alpha": 0.3}, equals="bn"),
+        Identity(says="IEW(α = 0) = BN in evaluation", equals="bn", mode="eval"),
+        Identity(says="IEW(α = 1) = IN", options={"alpha": 1.0}, equals="in", other={"affine": True}, mode="eval"),
+        Identity(
+            says="IEW(α = 1) over groups = GN",
+            options={"alpha": 1.0, "groups": 3},
+            equals="gn",
+            other={"groups": 3},
+            mode="eval",
+        ),
+    ),
+    notes=(
+        "The authors' code keeps E[x²] and subtracts E[x]², which in float32 loses all digits at mean ≫ std.",
+        "Its variance averages are biased; a variance taken from torch's bn is m/(m − 1) larger.",
+    ),
+    examples=(
+        {"alpha": 0.3},
+        {"alpha": 1.0, "affine": False, "momentum": None},
+        {"alpha": 0.1, "groups": 3, "eps": 1e-3},
+        {},
+    ),
+    couples="train",
+    eval_differs=True,
+)
+
+
+class InferenceExampleWeighing(BlockNorm):
+    """Batch Normalization with inference example weighing, of (N, C, *positions); shape, dtype and format are kept.
+
+    Args: ``channels`` C; ``alpha`` in [0, 1], an attribute that may be changed after training; ``groups`` of channels
+    that share statistics, or None; ``eps`` > 0; ``momentum`` in [0, 1] or None; ``affine`` for γ and β (C,).
+    State: parameters ``weight``, ``bias``; buffers ``running_mean``, ``running_var`` (C,) and ``num_batches_tracked``.
+    Raises OptionError for refused options, ValueError when a statistic in training (in evaluation with alpha=1: of an
+    example) holds a single value.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        alpha: float = 0.0,
+        groups: int | None = None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.01,
+        affine: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options = {"alpha": alpha, "groups": groups, "eps": eps, "momentum": momentum, "affine": affine}
+        super().__init__(card, channels, options, affine=affine, device=device, dtype=dtype)
+        self.add_running_statistics(True, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x`` (N, C, *positions) by its batch in training, by weighed statistics in evaluation."""
+        self.check_input(x)
+        if not self.training:
+            return self.normalize_by_weighing(x)
+        self.refuse_single_values(x.numel() // (self.groups or self.channels), "statistic")
+        return self.normalize_by_blocks(x, 0)

@@ -1,0 +1,202 @@
+r"""Mean-only Batch Normalization: subtract each channel's batch mean, leave its variance alone (Salimans & Kingma 2016,
+arXiv 1602.07868, section 4).
+
+$$y = t - \mu_c + b_c,\qquad \mu_c = \text{mean of } t \text{ over } N \text{ and all positions}$$
+with t = w·x the output of a weight-normalized layer, whose variance weight normalization already controls. There is no
+variance and no ε. Evaluation subtracts the running mean. Backward centres the gradient: ∂L/∂t = ∂L/∂y − mean ∂L/∂y.
+
+Forward and backward are each one reduction and one shift per channel; nothing is saved for backward but the count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layers.base import Norm
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.moments import _is_channels_last, _needs_plain_operations, _wide
+from layers.norm.bn import BatchNorm
+from layers.observe import observe
+
+card = Card(
+    title="Mean-only Batch Normalization",
+    paper=Paper(
+        authors="Salimans, Kingma",
+        title="Weight Normalization: A Simple Reparameterization to Accelerate Training of Deep Neural Networks",
+        year=2016,
+        venue="NIPS 2016",
+        arxiv="1602.07868",
+    ),
+    impl="MeanOnlyBatchNorm",
+    formula="y = t − μ_c + b_c",
+    summary="Each channel is centred by its mean over the whole batch; weight normalization keeps the variance.",
+    options=(
+        Option(
+            name="momentum",
+            type=float,
+            default=0.1,
+            ge=0,
+            le=1,
+            help="weight of the new value in the running mean",
+            source="the authors' code, which keeps 0.9 of the old value",
+        ),
+        Option(name="affine", type=bool, default=True, help="learn b (bias) per channel; there is no γ"),
+        Option(name="track_running_stats", type=bool, default=True, help="keep the running mean for evaluation"),
+    ),
+    statistics=(Stat("mean", ("C",), "C×1", given="train or not track_running_stats"),),
+    buffers=(Stat("running_mean", ("C",), "C×1", given="track_running_stats"),),
+    params="C if affine else 0",
+    flops=Flops(
+        "(3 if affine else 2)*E if train or not track_running_stats else E + (C if affine else 0)",
+        "2*E if train or not track_running_stats else (E - C if affine else 0)",
+    ),
+    traffic=Flops(
+        "(3 if train or not track_running_stats else 2)*E*B", "(3 if train or not track_running_stats else 1)*E*B"
+    ),
+    claims=(
+        Claim(
+            holds=(
+                "x-recenter@linear,conv",
+                "x-recenter-scalar@linear,conv",
+                "x-recenter-image@linear",
+                "pre-bias",
+                "pre-bias-common",
+            ),
+            why="A shift of the data shifts each pre-activation by the same amount in every sample, unless zero "
+            "padding leaves the border where it was; every scale passes through.",
+        ),
+        Claim(holds=(), row="eval, frozen statistics", mode="eval", history="frozen", options={"momentum": 1.0}),
+        Claim(
+            holds=(
+                "x-recenter@linear,conv",
+                "x-recenter-scalar@linear,conv",
+                "x-recenter-image@linear",
+                "pre-bias",
+                "pre-bias-common",
+            ),
+            row="eval, statistics follow",
+            mode="eval",
+            history="follow",
+            options={"momentum": 1.0},
+        ),
+    ),
+    identities=(
+        Identity(says="y = BN(t)·√(σ² + ε) + b: batch normalization with the variance put back", proof="bn_undone"),
+        Identity(says="∂L/∂t = ∂L/∂y − mean ∂L/∂y", proof="gradient_is_centred"),
+        Identity(
+            says="one value per channel gives b, whatever it is", proof="bias_alone", dims={"N": 1, "H": 1, "W": 1}
+        ),
+    ),
+    notes=("The layer has no scale: after it the pre-activation keeps the length ‖w‖ = g of weight normalization.",),
+    examples=({}, {"affine": False, "momentum": 0.5}, {"track_running_stats": False}),
+    couples="train",
+    eval_differs=True,
+)
+
+
+class MeanOnlyBatchNorm(Norm):
+    """Mean-only Batch Normalization of (N, C, *positions); the output has the shape, dtype and format of the input.
+
+    Args: ``channels`` C; ``momentum`` in [0, 1]; ``affine`` for b; ``track_running_stats`` for the running mean,
+    without which evaluation uses the batch mean.
+    State: parameter ``bias`` (C,), zeros; buffer ``running_mean`` (C,), zeros. ``weight`` is None. An empty batch
+    moves nothing; a single value per channel gives b, since nothing is divided by a variance.
+    Raises OptionError for refused options.
+    """
+
+    momentum: float
+    running_mean: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        momentum: float = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        options = {"momentum": momentum, "affine": affine, "track_running_stats": track_running_stats}
+        super().__init__(card, channels, options, affine=False, device=device, dtype=dtype)
+        if affine:
+            self.bias = torch.nn.Parameter(torch.zeros(channels, device=device, dtype=dtype))
+        zeros = torch.zeros(channels, device=device, dtype=dtype) if track_running_stats else None
+        self.register_buffer("running_mean", zeros)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Centre ``x`` (N, C, *positions) by its batch in training, by the running mean in evaluation."""
+        self.check_input(x)
+        shift = x.new_zeros(self.channels, dtype=_wide(x.dtype)) if self.bias is None else self.bias.to(_wide(x.dtype))
+        if not self.training and self.running_mean is not None:
+            return _shifted(x, shift - self.running_mean.to(shift.dtype))
+        y, mean = _center(x, shift)
+        observe(mean=mean)
+        self._update(mean.detach(), x.numel() // self.channels)
+        return y
+
+    @torch.no_grad()
+    def _update(self, mean: Tensor, count: int) -> None:
+        if self.training and self.running_mean is not None and count:
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+
+
+def _center(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x − mean + shift in the dtype of ``x``, and the mean (C,)."""
+    if _needs_plain_operations():
+        mean = x.sum((0, *range(2, x.dim())), dtype=shift.dtype) / max(1, x.numel() // x.shape[1])
+        return _shifted(x, shift - mean), mean
+    centred: tuple[Tensor, Tensor] = _Center.apply(x, shift)  # type: ignore[no-untyped-call]
+    return centred
+
+
+def _shifted(x: Tensor, shift: Tensor) -> Tensor:
+    """Return x + shift per channel, rounded once to the dtype of ``x``."""
+    return (x + shift.view(-1, *(1,) * (x.dim() - 2))).to(x.dtype)
+
+
+class _Center(torch.autograd.Function):
+    """(x, shift) → (x − mean + shift, mean). Its transpose is itself, so that every derivative is one more call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.count = max(1, x.numel() // x.shape[1])
+        x = x if _is_channels_last(x) else x.contiguous()
+        rows = (x if x.dim() > 2 else x.unsqueeze(2)).movedim(1, -1).flatten(1, -2)
+        mean = rows.sum(1, dtype=shift.dtype).sum(0) / ctx.count
+        # Evaluation-mode batch normalization with unit variance and ε = 0: the one kernel that shifts any dtype.
+        return F.batch_norm(x, mean, torch.ones_like(mean), None, shift, eps=0.0), mean
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        grad, grad_mean = grads
+        centred: tuple[Tensor, Tensor] = _Center.apply(grad, grad_mean / ctx.count)  # type: ignore[no-untyped-call]
+        return centred[0], centred[1] * ctx.count
+
+
+def bn_undone(layer: MeanOnlyBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean-only BN beside BN times the standard deviation that it divided by, plus b."""
+    plain = BatchNorm(layer.channels, affine=False, device=x.device, dtype=x.dtype)
+    deviation = (x.transpose(0, 1).flatten(1).var(1, correction=0) + plain.eps).sqrt()
+    spread = (-1, *(1,) * (x.dim() - 2))
+    bias = torch.zeros_like(deviation) if layer.bias is None else layer.bias
+    return layer(x), plain(x) * deviation.view(spread) + bias.view(spread)
+
+
+def gradient_is_centred(layer: MeanOnlyBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient that autograd gives beside the upstream gradient minus its mean per channel."""
+    x = x.detach().requires_grad_()
+    y = layer(x)
+    upstream = torch.linspace(-1, 2, y.numel(), device=x.device, dtype=x.dtype).view(y.shape).sin()
+    (gradient,) = torch.autograd.grad(y, x, upstream)
+    return gradient, upstream - upstream.mean((0, *range(2, x.dim())), keepdim=True)
+
+
+def bias_alone(layer: MeanOnlyBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The output for one value per channel beside b."""
+    assert layer.bias is not None
+    return layer(x).flatten(), layer.bias

@@ -1,0 +1,214 @@
+"""How fast layers run: cases measured one after another, each beside its references; plain records come out.
+
+Absolute times are shown and never judged: bars are ratios to something measured in the same rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from profiles import allocator
+from profiles.cases import COPY, Case, jobs
+from profiles.cautions import about_machine
+from profiles.clocks import WALL, Clock, clock_for
+from profiles.environment import cores, environment, load
+from profiles.errors import Refusal
+from profiles.intervals import Interval, Verdict
+from profiles.subject import check_environment
+from profiles.timing import LEAST_ROUNDS, Plan, Ratio, Timing, summary
+
+SCHEMA = "stones.bench/1"
+MOST_THREADS = 1024
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure and how: the cases, a plan for each, torch's threads, the clock, the allocator, compilation.
+
+    ``clock`` is wall or cpu (processor time of one thread); a CUDA device is timed by events. ``allocator`` is kept
+    (freed memory is, so page faults are not timed) or system.
+    """
+
+    cases: tuple[Case, ...]
+    plan: Plan = field(default_factory=Plan)
+    threads: int = 1
+    clock: str = WALL
+    allocator: str = allocator.KEPT
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise Refusal(f"threads={self.threads} is out of range: it must be ≥ 1 and ≤ {MOST_THREADS}")
+        if self.allocator not in allocator.ALLOCATORS:
+            raise Refusal(f"allocator={self.allocator!r} is not one of {', '.join(allocator.ALLOCATORS)}")
+        if not self.cases:
+            raise Refusal("there is nothing to bench: name a stone")
+        if len({case.subject.setup.device for case in self.cases}) > 1:
+            raise Refusal("a bench runs on one device; these cases name several")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a bench stands: the case in hand, the fraction of all done, the records of the cases finished."""
+
+    case: str
+    fraction: float
+    finished: Sequence[Record]
+
+
+def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Record:
+    """Measure every case of ``what`` and return one JSON-able record.
+
+    KeyboardInterrupt ends it early: what was measured so far is returned, ``interrupted`` true. Raises `Refusal` when
+    a layer refuses its input, `Unavailable` when device or memory are missing; other exceptions pass through.
+    """
+    device = what.cases[0].subject.setup.device
+    for case in what.cases:
+        check_environment(case.subject.setup, tensors=8 + 2 * len(case.references))
+    kept = what.allocator == allocator.KEPT and allocator.keep_freed_memory()
+    machine = [warned.record() for warned in about_machine(what.threads, cores(), load())]
+    done: list[Record] = []
+    interrupted = False
+    with _torch_as_it_was(what.threads, device):
+        surroundings = environment(device, allocator.KEPT if kept else allocator.SYSTEM)
+        clock = clock_for(device, what.clock, what.threads)
+        try:
+            for case in what.cases:
+                _measure(case, what, clock, done, progress)
+        except KeyboardInterrupt:
+            interrupted = True
+    return {
+        "schema": SCHEMA,
+        "profile": what.name or None,
+        "environment": surroundings,
+        "plan": {**asdict(what.plan), "clock": clock.name, "cache": clock.cache, "threads": what.threads},
+        "cases": done,
+        "warnings": machine,
+        "verdict": _worst(done),
+        "interrupted": interrupted,
+    }
+
+
+def _measure(
+    case: Case, what: Bench, clock: Clock, done: list[Record], progress: Callable[[Progress], None] | None
+) -> None:
+    """Append the record of ``case`` to ``done``, also when interrupted after enough rounds."""
+    label, finished = f"{case.label} {case.direction}", len(done)
+
+    def tell(fraction: float) -> None:
+        if progress is not None:
+            progress(Progress(label, (finished + fraction) / len(what.cases), done))
+
+    tell(0.0)
+    timing = Timing(jobs(case), case.comparisons, what.plan, clock)
+    try:
+        timing.run(tell)
+    finally:
+        if len(timing.rounds) >= LEAST_ROUNDS:
+            done.append(record(case, timing))
+
+
+def record(case: Case, timing: Timing) -> Record:
+    """Return what ``timing`` says of ``case``: candidates, ratios, warnings."""
+    setup = case.subject.setup
+    verdicts = [_ratio(case, index, timing) for index in range(len(case.comparisons))]
+    return {
+        "name": case.label,
+        "stone": case.subject.name,
+        "options": dict(case.subject.options),
+        "direction": case.direction,
+        "mode": "train" if setup.train else "eval",
+        "input": {"shape": list(setup.shape), "dtype": setup.dtype, "memory_format": setup.memory_format},
+        "compiled": case.compile,
+        "candidates": _candidates(case, timing),
+        "ratios": verdicts,
+        "warnings": [warned.record() for warned in timing.warnings()],
+        "rounds": len(timing.rounds),
+        "seconds": round(timing.seconds, 3),
+        "settled": timing.settled,
+    }
+
+
+def _candidates(case: Case, timing: Timing) -> list[Record]:
+    """One row per job: times in milliseconds, multiple of the copy, GB/s on the byte floor, GFLOP/s, raw samples."""
+    setup = case.subject.setup
+    copied = 2 * setup.elements * setup.itemsize
+    copy = summary(timing.samples(COPY), timing.plan.seed).median.median
+    rows = []
+    for job in timing.jobs:
+        seconds = timing.samples(job.name)
+        found = summary(seconds, timing.plan.seed)
+        took = found.median.median
+        moved = copied if job.name == COPY else case.bytes()
+        flops = 0 if job.name == COPY else case.flops()
+        rows.append(
+            {
+                "name": job.name,
+                "role": {case.label: "stone", COPY: "copy"}.get(job.name, "reference"),
+                "ms": _digits(took * 1e3),
+                "ms_ci95": _bounds(found.median, 1e3),
+                "iqr_ms": _digits(found.iqr * 1e3),
+                "min_ms": _digits(found.least * 1e3),
+                "copies": _digits(took / copy),
+                "gb_per_s": None if moved is None else _digits(moved / took / 1e9),
+                "of_copy_bandwidth": None if moved is None else _digits(moved / took / (copied / copy)),
+                "gflop_per_s": None if flops is None else _digits(flops / took / 1e9),
+                "calls": timing.calls[job.name],
+                "samples_ns": [round(s * 1e9) for s in seconds],
+            }
+        )
+    return rows
+
+
+def _ratio(case: Case, index: int, timing: Timing) -> Record:
+    comparison = case.comparisons[index]
+    gate = case.gates[index] if index < len(case.gates) else None
+    found: Ratio = timing.ratio(comparison)
+    return {
+        "of": comparison.of,
+        "vs": comparison.vs,
+        "ratio": _digits(found.interval.median),
+        "ratio_ci95": _bounds(found.interval),
+        "noise_floor": _digits(found.noise),
+        "max_ratio": gate.max_ratio if gate else None,
+        "advisory": gate.advisory if gate else None,
+        "verdict": None if found.verdict is None else str(found.verdict),
+    }
+
+
+def _worst(cases: Sequence[Record]) -> str | None:
+    """The verdict of all binding gates together: one failure fails, else one inconclusive is; None without gates."""
+    verdicts = {ratio["verdict"] for case in cases for ratio in case["ratios"] if ratio["advisory"] is False}
+    return next((str(v) for v in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if v in verdicts), None)
+
+
+def _bounds(interval: Interval, unit: float = 1.0) -> list[float]:
+    return [_digits(interval.low * unit), _digits(interval.high * unit)]
+
+
+def _digits(value: float) -> float:
+    """Round to five significant digits: no clock here supports more."""
+    return float(f"{value:.5g}")
+
+
+@contextmanager
+def _torch_as_it_was(threads: int, device: str) -> Iterator[None]:
+    """Set torch's threads, gradient mode, device and random state for the block, and put them back."""
+    import torch
+
+    before = torch.get_num_threads()
+    cuda = device.startswith("cuda")
+    torch.set_num_threads(threads)
+    try:
+        with (
+            torch.enable_grad(),
+            torch.cuda.device(device) if cuda else nullcontext(),
+            torch.random.fork_rng(devices=[device] if cuda else []),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(before)

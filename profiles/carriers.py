@@ -1,0 +1,88 @@
+"""What stands before the normalization whose invariances are checked: a linear layer or a convolution, and its data.
+
+The setting of every check: batch of 8; linear 7 → 12; 3×3 convolution 5 → 12 on 7×6, valid or zero-padded; float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH = 8
+CHANNELS = 12
+STD = 4.0  # of y: beside its variance an eps of 1e-5 is small, and y still has values near 0
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a property transforms: weight (O, I, *kernel), bias (O,) and batch (N, I, *positions), all float64."""
+
+    weight: Tensor
+    bias: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A map y = W x + b: linear when ``kernel`` is empty, else a convolution with ``padding`` zeros on each side."""
+
+    name: str
+    inputs: int
+    positions: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    padding: int = 0
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The shape of y, (N, O, *positions)."""
+        kept = (size + 2 * self.padding - k + 1 for size, k in zip(self.positions, self.kernel, strict=True))
+        return (BATCH, CHANNELS, *kept)
+
+    def scenes(self, count: int, *, bias: bool, seed: int) -> list[Scene]:
+        """Draw ``count`` scenes from ``seed``: one weight (and bias, else zeros), a new batch each."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        spread = STD / math.sqrt(self.inputs * math.prod(self.kernel))
+        weight = spread * normal(CHANNELS, self.inputs, *self.kernel)
+        shift = normal(CHANNELS) * (STD / 2 if bias else 0.0)
+        return [Scene(weight, shift, normal(BATCH, self.inputs, *self.positions)) for _ in range(count)]
+
+    def __call__(self, scene: Scene) -> Tensor:
+        """Return y, contiguous."""
+        from torch.nn import functional as F
+
+        if not self.kernel:
+            return F.linear(scene.x, scene.weight, scene.bias)
+        return F.conv2d(scene.x, scene.weight, scene.bias, padding=self.padding)
+
+
+@dataclass(frozen=True)
+class WeightNormalized(Carrier):
+    """The paper's weight norm row: y = g_o (w_o/‖w_o‖)·x + b_o with fixed gain and bias, no stone behind it."""
+
+    def __call__(self, scene: Scene) -> Tensor:
+        """Return y for the normalized weight."""
+        import torch
+
+        gain = torch.linspace(0.5, 1.5, CHANNELS, dtype=torch.float64)
+        unit = torch.nn.functional.normalize(scene.weight, dim=1, eps=0.0)
+        return super().__call__(replace(scene, weight=gain[:, None] * unit, bias=scene.bias + gain - 1))
+
+
+CARRIERS = {
+    carrier.name: carrier
+    for carrier in (
+        Carrier("linear", 7),
+        Carrier("conv", 5, (7, 6), (3, 3)),
+        Carrier("conv-padded", 5, (7, 6), (3, 3), padding=1),
+    )
+}

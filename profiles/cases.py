@@ -1,0 +1,217 @@
+"""What is timed: a layer in one direction, its references on the same input, and a plain copy of the same bytes.
+
+``forward`` runs as in training, recording the graph (in evaluation mode: as in inference, recording none).
+``backward`` is the backward pass alone, each time of a fresh graph whose making is off the clock.
+``forward+backward`` is both. Backward gives the gradients of the input and of all parameters, from a fixed upstream
+gradient, and adds them to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from layers import formula
+from layers.catalog import UnknownStone
+from profiles.clocks import Job
+from profiles.errors import Refusal, Unavailable
+from profiles.subject import Setup, Subject, subject
+from profiles.target import Foreign, resolve
+from profiles.timing import Comparison
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+DIRECTIONS = ("forward", "backward", "forward+backward")
+COPY, PEER = "copy", "peer"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bar: the time of the stone divided by that of ``vs`` must not exceed ``max_ratio``; advisory ones only warn."""
+
+    vs: str
+    max_ratio: float
+    advisory: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One stone in one direction under the name ``label``, beside ``references``; made by `case`.
+
+    A reference is a subject, or None where it is to be looked up by its name; the copy is always there.
+    """
+
+    label: str
+    subject: Subject
+    direction: str = "forward"
+    references: Mapping[str, Subject | None] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
+    compile: bool = False
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The ratios to measure: one per gate, and one for every reference that no gate names."""
+        gated = [Comparison(self.label, gate.vs, gate.max_ratio) for gate in self.gates]
+        named = {gate.vs for gate in self.gates}
+        return gated + [Comparison(self.label, vs) for vs in (*self.references, COPY) if vs not in named]
+
+    def bytes(self) -> int | None:
+        """Return the fewest bytes that the direction must move, by the card; None without a card."""
+        return self._count("traffic")
+
+    def flops(self) -> int | None:
+        """Return the arithmetic operations of the direction's definition, by the card; None without a card."""
+        return self._count("flops")
+
+    def _count(self, which: str) -> int | None:
+        card = self.subject.card
+        if card is None:
+            return None
+        texts = [getattr(getattr(card, which), name) for name in self.direction.split("+")]
+        return sum(int(formula.evaluate(text, self.subject.symbols)) for text in texts)
+
+
+def case(
+    what: Subject,
+    direction: str = "forward",
+    *,
+    vs: Sequence[str] | None = None,
+    gates: Sequence[Gate] = (),
+    label: str = "",
+    others: Mapping[str, Subject] | None = None,
+    compile: bool = False,
+) -> Case:
+    """Return the case of ``what`` in ``direction`` beside the references ``vs`` and those that ``gates`` name.
+
+    A reference is ``copy``, ``peer`` (the card's), ``pkg.mod:Class``, a stone, or a name in ``others``. Without ``vs``
+    the peer is taken if there is one. Raises `Refusal` for an unknown direction or a peer that does not exist.
+    """
+    label = label or what.name
+    if direction not in DIRECTIONS:
+        raise Refusal(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
+    if vs is None:
+        vs = [PEER] if what.card is not None and what.card.peer is not None else []
+    real = {name: peer_name(what) if name == PEER else name for name in (*vs, *(gate.vs for gate in gates))}
+    if label in (*real.values(), COPY):
+        raise Refusal(f"{label} cannot be compared with {label}: give one of them another name")
+    known = others or {}
+    references = {name: known.get(name) for name in real.values() if name != COPY}
+    named = tuple(replace(gate, vs=real[gate.vs]) for gate in gates)
+    return Case(label, what, direction, references, named, compile)
+
+
+def peer_name(what: Subject) -> str:
+    """Return the name of the card's peer for the setup's rank; raises `Refusal` when there is none."""
+    peer = what.card.peer if what.card is not None else None
+    if peer is None:
+        raise Refusal(f"{what.name} has no peer on its card; name a reference by pkg.mod:Class or take copy")
+    return peer.target.format(d=max(1, len(what.setup.shape) - 2))
+
+
+def reference(what: Subject, name: str) -> Subject:
+    """Return the layer called ``name``, constructed as ``what`` is, under the same setup.
+
+    Its arguments are those of the card's peer when that is what ``name`` means; else options of the same name, and
+    the channels under whatever name it takes them.
+    """
+    try:
+        target = resolve(name)
+    except UnknownStone as error:
+        raise Refusal(f"{error}; references are copy, peer, a stone, or pkg.mod:Class") from error
+    peer = what.card.peer if what.card is not None else None
+    if peer is not None and isinstance(target, Foreign) and name == peer_name(what):
+        arguments = {key: formula.evaluate(text, what.symbols) for key, text in peer.arguments.items()}
+        return Subject(target, arguments, what.setup)
+    takes = {option.name for option in (target.options if isinstance(target, Foreign) else target.card.options)}
+    return subject(target, {key: value for key, value in what.options.items() if key in takes}, what.setup)
+
+
+def jobs(what: Case) -> list[Job]:
+    """Build everything that ``what`` names, run each once, and return the jobs: stone, references, copy.
+
+    All share one input. Raises `Refusal` when a layer refuses it or has no gradient to give, `Unavailable` when
+    torch.compile fails.
+    """
+    import torch
+
+    learns = what.subject.setup.train or what.direction != "forward"
+    x = what.subject.input(requires_grad=learns)
+    made = []
+    for name, found in {what.label: what.subject, **what.references}.items():
+        layer = _Layer(found or reference(what.subject, name), x, what.compile)
+        made.append(layer.job(name, what.direction))
+    source, sink = x.detach(), torch.empty_like(x.detach())
+    return [*made, Job(COPY, lambda: sink.copy_(source))]
+
+
+class _Layer:
+    """A built layer, its input, and the upstream gradient of its output."""
+
+    def __init__(self, what: Subject, x: Tensor, compile: bool) -> None:
+        import torch
+
+        self.name, self.x = what.name, x
+        self.module: Callable[[Tensor], Any] = what.build().requires_grad_(x.requires_grad)
+        self.parameters = [p for p in _parameters(self.module) if p.requires_grad]
+        self.y: Tensor | None = what.run(self.module, x)
+        self.gradient = torch.empty_like(self.y).normal_(generator=_generator(what.setup))
+        self.has_gradient = self.y.requires_grad
+        self.y = None
+        if compile:
+            self.module = _compiled(self.module, x, what.name)
+
+    def job(self, name: str, direction: str) -> Job:
+        """Return the job of ``direction``."""
+        if direction == "forward":
+            return Job(name, lambda: self.module(self.x))
+        if not self.has_gradient:
+            raise Refusal(f"{self.name} has no {direction}: its output depends on its input by no gradient")
+        if direction == "backward":
+            return Job(name, self.backward, self.forward)
+        return Job(name, self.both)
+
+    def forward(self) -> None:
+        """Make a fresh graph; the old one is dropped first."""
+        self.y = None
+        self.y = _first(self.module(self.x))
+
+    def backward(self) -> tuple[Tensor | None, ...]:
+        """Return the gradients of input and parameters, consuming the graph of `forward`."""
+        import torch
+
+        assert self.y is not None
+        inputs = [self.x, *self.parameters]
+        return torch.autograd.grad(self.y, inputs, self.gradient, allow_unused=True)
+
+    def both(self) -> tuple[Tensor | None, ...]:
+        """Return the gradients of a fresh graph."""
+        self.forward()
+        return self.backward()
+
+
+def _parameters(module: Any) -> list[nn.Parameter]:
+    return list(module.parameters())
+
+
+def _first(y: Any) -> Any:
+    return y[0] if isinstance(y, (tuple, list)) else y
+
+
+def _generator(setup: Setup) -> Any:
+    import torch
+
+    return torch.Generator(setup.device).manual_seed(setup.seed + 2)
+
+
+def _compiled(module: Any, x: Tensor, name: str) -> Callable[[Tensor], Any]:
+    import torch
+
+    compiled: Callable[[Tensor], Any] = torch.compile(module)
+    try:
+        compiled(x)
+    except Exception as error:  # whatever the compiler raises
+        raise Unavailable(f"torch.compile fails on {name}: {str(error).strip().partition(chr(10))[0]}") from error
+    return compiled

@@ -1,0 +1,118 @@
+"""Clocks: how long a block of calls of a job takes, on the processor or on a CUDA device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from profiles.errors import Refusal
+
+WALL, CPU, EVENTS = "wall", "cpu", "cuda-events"
+CLOCKS = (WALL, CPU)
+_FLUSH_BYTES = 256 * 2**20  # several times the level-2 cache of any device on sale
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to time: ``run``, called again and again; ``prepare`` goes before each call, off the clock."""
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], object] | None = None
+
+
+class Clock(Protocol):
+    """Times blocks. ``cache`` says what a call finds of its data: ``warm`` (left by the call before) or ``cold``."""
+
+    @property
+    def name(self) -> str:
+        """What is read."""
+
+    @property
+    def cache(self) -> str:
+        """Whether data are warm or cold."""
+
+    def now(self) -> float:
+        """Return the wall clock in seconds: what the reader waits."""
+
+    def block(self, job: Job, calls: int) -> float:
+        """Return the seconds that ``calls`` calls of ``job`` take together."""
+
+
+@dataclass(frozen=True)
+class HostClock:
+    """A clock of the operating system, read by ``tick``."""
+
+    name: str = WALL
+    tick: Callable[[], float] = time.perf_counter
+    now: Callable[[], float] = time.perf_counter
+    cache: str = "warm"
+
+    def block(self, job: Job, calls: int) -> float:
+        """Read the clock around all calls; around each one when there is something to prepare."""
+        tick, run, prepare = self.tick, job.run, job.prepare
+        if prepare is None:
+            start = tick()
+            for _ in range(calls):
+                run()
+            return tick() - start
+        total = 0.0
+        for _ in range(calls):
+            prepare()
+            start = tick()
+            run()
+            total += tick() - start
+        return total
+
+
+@dataclass(frozen=True)
+class EventClock:
+    """CUDA events around each call, the level-2 cache flushed before it.
+
+    The flush is a step of its own in the stream and outside the events; it also gives the processor a head start, so
+    that launches are not timed unless they take longer than the flush. The device is waited for once, after the block.
+    """
+
+    event: Callable[[], Any]
+    flush: Callable[[], object]
+    synchronize: Callable[[], object]
+    now: Callable[[], float] = time.perf_counter
+    name: str = EVENTS
+    cache: str = "cold"
+
+    def block(self, job: Job, calls: int) -> float:
+        """Return the seconds between the events, summed over the calls."""
+        pairs = [(self.event(), self.event()) for _ in range(calls)]
+        for start, end in pairs:
+            if job.prepare is not None:
+                job.prepare()
+            self.flush()
+            start.record()
+            job.run()
+            end.record()
+        self.synchronize()
+        return float(sum(start.elapsed_time(end) for start, end in pairs)) / 1e3
+
+
+def clock_for(device: str, name: str = WALL, threads: int = 1) -> Clock:
+    """Return the clock ``name`` (wall, or cpu: processor time of one thread); on a CUDA device, events."""
+    if name not in CLOCKS:
+        raise Refusal(f"clock={name!r} is not one of {', '.join(CLOCKS)}")
+    if device.startswith("cuda"):
+        if name == CPU:
+            raise Refusal(f"clock=cpu does not see what {device} does: take clock=wall, which there means CUDA events")
+        import torch
+
+        dirt = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
+
+        def event() -> Any:
+            return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+        return EventClock(event, dirt.zero_, lambda: torch.cuda.synchronize(device))
+    if name == CPU:
+        if threads != 1:
+            raise Refusal(f"clock=cpu counts the time of one thread, threads={threads}: give threads=1 or clock=wall")
+        return HostClock(CPU, time.thread_time)
+    return HostClock()
