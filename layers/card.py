@@ -171,11 +171,13 @@ class Flops:
 class Peer:
     """The layer people use today for the same computation: ``pkg.mod:Class`` and its arguments as formulas.
 
-    ``{d}`` in ``target`` is the number of spatial axes, at least 1. `bench` puts it beside the stone.
+    ``{d}`` in ``target`` is the number of spatial axes, at least 1. ``given`` says for which options it computes the
+    same. `bench` puts it beside the stone.
     """
 
     target: str
     arguments: Mapping[str, str]
+    given: str = "True"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,13 +234,14 @@ class Card:
     options and sizes; ``derived``, further symbols as formulas over both (``{"G": "groups"}``);
     ``statistics`` computed in a forward; ``buffers`` kept in the state_dict; ``params``, their number;
     ``flops``, the two-pass textbook count; ``executed``, what this implementation executes, and ``saved``, the bytes
-    it keeps for backward beside parameters and buffers (both: float32, contiguous, CPU);
+    it keeps for backward beside parameters and buffers (both: float32, contiguous, CPU, at least 2 positions, and where
+    ``stated``, a formula over the options, holds);
     ``explained``, why the counts and fvcore differ; ``traffic``, the byte floor;
     ``claims`` and ``identities``; ``notes``, what reading notes, papers or public code got wrong;
     ``examples``, option sets on which every promise is tested (12 channels, batch of 4);
-    ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs``;
-    ``exact_gradient``, False where the published backward is not the derivative by design (the reference in the tests
-    then detaches what the paper detaches);
+    ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs`` and
+    ``exact_gradient``, formulas over the options, the latter false where the published backward is not the derivative
+    by design (the reference in the tests then detaches what the paper detaches);
     ``role``, layer or transform (of a model); ``peer``, the reference of `bench`.
     """
 
@@ -257,14 +260,15 @@ class Card:
     executed: Flops = Flops("", "")
     explained: str = ""
     saved: str = "0"
+    stated: str = "True"
     traffic: Flops = Flops("2*E*B", "3*E*B")
     claims: tuple[Claim, ...] = ()
     identities: tuple[Identity, ...] = ()
     notes: tuple[str, ...] = ()
     examples: tuple[Mapping[str, OptionValue], ...] = ({},)
     couples: str = "never"
-    eval_differs: bool = False
-    exact_gradient: bool = True
+    eval_differs: str = "False"
+    exact_gradient: str = "True"
     role: str = "layer"
     peer: Peer | None = None
 
@@ -280,8 +284,11 @@ class Card:
         texts = [
             self.params,
             self.saved,
+            self.stated,
+            self.exact_gradient,
+            self.eval_differs,
             *self.derived.values(),
-            *(self.peer.arguments.values() if self.peer else ()),
+            *((self.peer.given, *self.peer.arguments.values()) if self.peer else ()),
             *(t for p in pairs for t in (p.forward, p.backward) if t),
         ]
         texts += [rule.test for rule in self.rules]
@@ -324,6 +331,12 @@ class Card:
             values[name] = formula.evaluate(text, values)
         return values
 
+
+# Sentences that many stones share.
+FOLDED = (
+    "The definition centres, scales and shifts each element; here γ, β and the statistics are folded into one scale "
+    "and one shift per plane, so that forward and backward take 7 operations per element, plus those on N×C numbers."
+)
 
 # Options that many stones share, so that they are spelt, bounded and explained alike.
 EPS = Option(name="eps", type=float, default=1e-5, gt=0, help="added to the variance, inside the root")

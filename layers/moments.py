@@ -34,13 +34,13 @@ class Planes:
 
     def __init__(self, x: Tensor) -> None:
         self.positions = x[0, 0].numel() if x.numel() else 0
-        self._plain = _needs_plain_operations() or self.positions <= 1
+        self._plain = needs_plain_operations() or self.positions <= 1
         if self._plain:
             self._x = x
             self.mean, self.var = _plain_moments(x)
         else:
             self._link = _Link()
-            self._x = x if _is_channels_last(x) else x.contiguous()
+            self._x = x if is_channels_last(x) else x.contiguous()
             self._handle, self.mean, self.var = _Moments.apply(self._x, self._link)  # type: ignore[no-untyped-call]
 
     def affine(self, scale: Tensor, center: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -148,7 +148,7 @@ class _Affine(torch.autograd.Function):
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane, N×C. On CPU the standardising kernel gives both, slice by slice."""
-    wide = _wide(x.dtype)
+    wide = wide_dtype(x.dtype)
     if x.device.type != "cpu" and x.device.type != "meta":
         var, mean = torch.var_mean(x.flatten(2).to(wide), 2, correction=0)
         return mean, var
@@ -183,7 +183,10 @@ def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
     view = x.reshape(1, size, -1)
     ones = torch.ones(size, dtype=own.dtype, device=x.device)
     args = (scale.reshape(-1), offset.reshape(-1), own.reshape(-1), ones)
-    return torch.native_batch_norm(view, *args, False, 0.0, 0.0)[0].view(x.shape)
+    # No view: what follows a layer may work in place, which autograd refuses on a view made in a custom Function.
+    flat = torch.native_batch_norm(view, *args, False, 0.0, 0.0)[0]
+    out: Tensor = torch.ops.aten._unsafe_view(flat, x.shape)
+    return out
 
 
 def _sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,7 +220,7 @@ def _combine(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset: Tens
 
 
 def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    wide = x.flatten(2).to(_wide(x.dtype)) if x.dim() > 2 else x.to(_wide(x.dtype)).unsqueeze(2)
+    wide = x.flatten(2).to(wide_dtype(x.dtype)) if x.dim() > 2 else x.to(wide_dtype(x.dtype)).unsqueeze(2)
     if wide.shape[2] == 0:
         return wide.sum(2), wide.sum(2)
     mean = wide.mean(2)
@@ -246,17 +249,19 @@ def _format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
-def _is_channels_last(x: Tensor) -> bool:
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``x`` is dense with the channels innermost."""
     return (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)) or (
         x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d)
     )
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics: float32 for anything narrower, else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _needs_plain_operations() -> bool:
+def needs_plain_operations() -> bool:
+    """Whether the compiler, the tracer or functorch is looking, which see through plain operations only."""
     tracing: bool = torch._C._get_tracing_state() is not None
     return torch.compiler.is_compiling() or tracing or torch._C._are_functorch_transforms_active()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from layers.card import sizes
-from layers.moments import CHUNK, _needs_plain_operations, _wide
+from layers.moments import CHUNK, needs_plain_operations, wide_dtype
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -68,7 +68,7 @@ def standardize(x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: R
     ``weight`` γ and ``bias`` β are (C,) or both None. y has the dtype and memory format of ``x``; μ and r are
     (N, 1, *positions) in float32 or wider. All three are differentiable, twice (μ only with ``center``).
     """
-    if _needs_plain_operations():
+    if needs_plain_operations():
         return _define(x, weight, bias, recipe)
     dense = x if channels_innermost(x) else x.contiguous()
     outputs: Outputs = _Standardize.apply(dense, weight, bias, recipe)  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def grid(x: Tensor) -> tuple[int, int, int]:
 
 def _define(x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: Recipe) -> Outputs:
     """The definition, in operations that autograd differentiates as often as wanted."""
-    wide = x.to(_wide(x.dtype))
+    wide = x.to(wide_dtype(x.dtype))
     pilot = wide[:, :1].detach() if recipe.center else torch.zeros_like(wide[:, :1])
     shifted = wide - pilot
     mean = shifted.mean(1, keepdim=True) if recipe.center else pilot
@@ -107,7 +107,7 @@ class _Standardize(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: Recipe) -> Outputs:
         y = torch.empty_like(x)
         maps = (x.shape[0], 1, *x.shape[2:])
-        mean, offset, rstd = (torch.zeros(maps, dtype=_wide(x.dtype), device=x.device) for _ in range(3))
+        mean, offset, rstd = (torch.zeros(maps, dtype=wide_dtype(x.dtype), device=x.device) for _ in range(3))
         for part, out, m, o, r in _slices(x, y, mean, offset, rstd):
             z = out if out.dtype == r.dtype else torch.empty_like(part, dtype=r.dtype)
             centered = part.to(r.dtype)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from layers import formula
+from layers.card import Peer
 from layers.catalog import UnknownStone
 from profiles.clocks import Job
 from profiles.errors import Refusal, Unavailable
@@ -93,7 +94,7 @@ def case(
     if direction not in DIRECTIONS:
         raise Refusal(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
     if vs is None:
-        vs = [PEER] if what.card is not None and what.card.peer is not None else []
+        vs = [PEER] if peer_of(what) is not None else []
     real = {name: peer_name(what) if name == PEER else name for name in (*vs, *(gate.vs for gate in gates))}
     if label in (*real.values(), COPY):
         raise Refusal(f"{label} cannot be compared with {label}: give one of them another name")
@@ -103,11 +104,19 @@ def case(
     return Case(label, what, direction, references, named, compile)
 
 
+def peer_of(what: Subject) -> Peer | None:
+    """Return the card's peer, None when there is none for these options."""
+    peer = what.card.peer if what.card is not None else None
+    return peer if peer is not None and formula.evaluate(peer.given, what.symbols) else None
+
+
 def peer_name(what: Subject) -> str:
     """Return the name of the card's peer for the setup's rank; raises `Refusal` when there is none."""
-    peer = what.card.peer if what.card is not None else None
+    peer = peer_of(what)
     if peer is None:
-        raise Refusal(f"{what.name} has no peer on its card; name a reference by pkg.mod:Class or take copy")
+        raise Refusal(
+            f"{what.name} has no peer on its card for these options; name a reference by pkg.mod:Class or take copy"
+        )
     return peer.target.format(d=max(1, len(what.setup.shape) - 2))
 
 
@@ -121,7 +130,7 @@ def reference(what: Subject, name: str) -> Subject:
         target = resolve(name)
     except UnknownStone as error:
         raise Refusal(f"{error}; references are copy, peer, a stone, or pkg.mod:Class") from error
-    peer = what.card.peer if what.card is not None else None
+    peer = peer_of(what)
     if peer is not None and isinstance(target, Foreign) and name == peer_name(what):
         arguments = {key: formula.evaluate(text, what.symbols) for key, text in peer.arguments.items()}
         return Subject(target, arguments, what.setup)

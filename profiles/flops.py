@@ -254,9 +254,10 @@ _FREE = frozenset(
     """
     clone copy _to_copy to contiguous empty empty_like empty_strided new_empty new_empty_strided new_zeros new_ones
     new_full zeros zeros_like ones ones_like full full_like scalar_tensor arange fill zero resize set detach lift_fresh
-    alias cat stack index index_put index_select gather scatter slice_scatter select_scatter masked_fill where roll
-    flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle im2col
+    alias cat stack index index_put index_copy index_select gather scatter slice_scatter select_scatter masked_fill
+    where roll flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle im2col
     slice_backward select_backward expand_copy permute_copy _unsafe_view _reshape_alias item bernoulli normal uniform
-    randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy _conj _fused_dropout
+    randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy
+    squeeze unsqueeze transpose t swapaxes _conj _fused_dropout
     """.split()
 )

@@ -19,6 +19,7 @@ from layers.catalog import Stone
 from profiles.difference import Difference, difference
 from profiles.prepared import perturb, seasoned
 from profiles.subject import Setup, Subject, subject
+from profiles.threads import using_threads
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,9 +52,9 @@ class Row:
 def check(stones: Iterable[Stone] | None = None, *, progress: Callable[[Row], None] | None = None) -> list[Row]:
     """Evaluate every identity on the cards of ``stones`` (all); ``progress`` gets each row as it is made."""
     rows = []
-    for stone in catalog.stones().values() if stones is None else stones:
-        for identity in stone.card.identities:
-            row = _row(stone, identity)
+    chosen = catalog.stones().values() if stones is None else stones
+    with using_threads(1):
+        for row in (_row(stone, identity) for stone in chosen for identity in stone.card.identities):
             rows.append(row)
             if progress is not None:
                 progress(row)

@@ -21,6 +21,7 @@ from profiles.carriers import CARRIERS, Carrier, WeightNormalized
 from profiles.difference import Difference
 from profiles.errors import Refusal
 from profiles.target import Foreign, Target
+from profiles.threads import using_threads
 from profiles.transformations import PROPERTIES, Property
 
 HOLDS = 1e-9
@@ -112,12 +113,11 @@ def check(
     places = _chosen(CARRIERS, carriers, "carrier")
     cases = _cases(target, conditions)
     rows = []
-    for case in cases:
-        for carrier in places:
-            for row in _measure(case, carrier, columns):
-                rows.append(row)
-                if progress is not None:
-                    progress(row)
+    with using_threads(1):
+        for row in (row for case in cases for carrier in places for row in _measure(case, carrier, columns)):
+            rows.append(row)
+            if progress is not None:
+                progress(row)
     if rows and not any(case.claim for case in cases) and all(row.verdict == "n/a" for row in rows):
         raise Refusal(rows[0].reason)
     return rows

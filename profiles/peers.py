@@ -23,7 +23,8 @@ _ELEMENTWISE = (
 _REDUCTIONS = "mean sum var var_mean std amax amin linalg_vector_norm".split()
 _FREE = (
     "view view_as reshape flatten unflatten unsqueeze squeeze expand expand_as to type_as clone detach contiguous "
-    "permute transpose movedim numel size index select slice copy zeros ones full zeros_like ones_like fill"
+    "permute transpose movedim numel size index select slice copy zeros ones full zeros_like ones_like fill "
+    "new_ones new_zeros index_copy"
 ).split()
 
 

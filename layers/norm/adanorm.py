@@ -67,6 +67,12 @@ card = Card(
     rules=(Rule("C > 1", "AdaNorm needs more than 1 channel: of one value nothing is left", "channels"),),
     statistics=(Stat("mean", ("N", "H", "W"), "N×H×W"), Stat("rstd", ("N", "H", "W"), "N×H×W")),
     flops=Flops("8*E + 2*N*S", "8*E"),
+    executed=Flops(
+        "8*E + (3 if eps_mode == 'var' else 5)*N*S",
+        "11*E + (3 if eps_mode == 'var' else 7)*N*S",
+    ),
+    explained="The backward standardizes again instead of keeping z in a third copy.",
+    saved="2*B*E + 8*N*S",
     claims=(
         Claim(
             holds=(
@@ -102,7 +108,7 @@ card = Card(
         "The authors' code keeps a weight and a bias in this mode that are never used and get no gradient.",
     ),
     examples=({}, {"k": 0.0, "scale": 1.0}, {"scale": 1.0, "unbiased": False, "eps_mode": "var", "eps": 1e-3}),
-    exact_gradient=False,
+    exact_gradient="False",
 )
 
 

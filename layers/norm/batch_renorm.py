@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Norm
-from layers.card import AFFINE, Card, Claim, Flops, Identity, Option, OptionValue, Paper, Stat
+from layers.card import AFFINE, FOLDED, Card, Claim, Flops, Identity, Option, OptionValue, Paper, Stat
 from layers.moments import Planes, pool, snapshot
 from layers.norm.bn import BatchNorm
 from layers.observe import observe, observing
@@ -79,6 +79,13 @@ card = Card(
         "(9 if affine else 7)*E + 5*C if train else 2*E + (4 if affine else 3)*C",
         "(12*E - 2*C if affine else 8*E) if train else (4*E - 2*C if affine else E)",
     ),
+    executed=Flops(
+        "7*E + 16*N*C + (21 if affine else 18)*C + (14 if schedule == 'paper' else 3) if train"
+        " else 2*E + (7 if affine else 6)*C",
+        "7*E + (23*N*C + 7*C if affine else 22*N*C + 4*C) if train else (4*E - 2*C if affine else E)",
+    ),
+    explained=FOLDED,
+    saved="B*E + 12*N*C + (20 if affine else 12)*C",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -153,8 +160,8 @@ card = Card(
         {"schedule": "paper", "eps": 1e-5},
     ),
     couples="train",
-    eval_differs=True,
-    exact_gradient=False,
+    eval_differs="True",
+    exact_gradient="False",
 )
 
 

@@ -17,6 +17,7 @@ from layers.card import (
     AFFINE,
     CHANNELS_PER_GROUP,
     EPS,
+    FOLDED,
     GROUPS,
     GROUPS_DIVIDE,
     GROUPS_OF,
@@ -112,6 +113,16 @@ card = Card(
         " if own else 2*E + (5 if affine else 4)*C",
         "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
+    executed=Flops(
+        "7*E + (24 if affine else 22)*N*C + (N // examples_per_group)*G + 11*C + 3*(momentum is None) if train"
+        " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"
+        " else 2*E + (10 if affine else 9)*C + G",
+        "7*E + (29*N*C - 2*C if affine else 25*N*C) - 2*(N // examples_per_group)*G if train"
+        " else 7*E + (29*N*C - 2*C if affine else 25*N*C) + 5*N*G if alpha > 0"
+        " else (4*E - 2*C if affine else E)",
+    ),
+    explained=FOLDED,
+    saved="B*E + (20 if affine else 16)*N*C",
     traffic=Flops("(3 if own else 2)*E*B", "(5 if own else 3)*E*B"),
     claims=(
         Claim(
@@ -173,7 +184,7 @@ card = Card(
         {"groups": 12, "examples_per_group": 1, "alpha": 1.0, "momentum": None, "eps": 1e-3},
     ),
     couples="train",
-    eval_differs=True,
+    eval_differs="True",
 )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layers.base import scale_and_shift
 from layers.blocks import pool_blocks, refuse_batch, spread_blocks
-from layers.card import AFFINE, EPS, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import AFFINE, EPS, FOLDED, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.running import RunningNorm
@@ -87,6 +87,15 @@ card = Card(
         "(7 if affine else 5)*E + 2*(N // ghost_size)*C if train else 2*E + (5 if affine else 4)*C",
         "(11*E - 2*C if affine else 7*E) if train else (4*E - 2*C if affine else E)",
     ),
+    executed=Flops(
+        "7*E + (19 if affine else 17)*N*C + 6*N*C // ghost_size"
+        " + (8*C + (momentum is None) if running == 'batch' else 4*C + (3 - (momentum is None))*(N // ghost_size))"
+        " if train else 2*E + (5 if affine else 4)*C",
+        "7*E + (29 if affine else 25)*N*C - 2*N*C // ghost_size - (2*C if affine else 0)"
+        " if train else (4*E - 2*C if affine else E)",
+    ),
+    explained=FOLDED,
+    saved="B*E + (20 if affine else 16)*N*C",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -128,7 +137,7 @@ card = Card(
         {"ghost_size": 2, "running": "sequential", "eps": 1e-3},
     ),
     couples="train",
-    eval_differs=True,
+    eval_differs="True",
 )
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.card import AFFINE, EPS, GROUPS_DIVIDE, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import AFFINE, EPS, FOLDED, GROUPS_DIVIDE, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.weighing import BlockNorm
 
 card = Card(
@@ -87,6 +87,16 @@ card = Card(
         "(7 if affine else 5)*E + (2*G if train else 10*N*G) if own else 2*E + (5 if affine else 4)*C",
         "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
+    executed=Flops(
+        "7*E + (24 if affine else 22)*N*C + 11*C + G + 3*(momentum is None) if train"
+        " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"
+        " else 2*E + (10 if affine else 9)*C + G",
+        "7*E + (29*N*C - 2*C if affine else 25*N*C) - 2*G if train"
+        " else 7*E + (29*N*C - 2*C if affine else 25*N*C) + 5*N*G if alpha > 0"
+        " else (4*E - 2*C if affine else E)",
+    ),
+    explained=FOLDED,
+    saved="B*E + (20 if affine else 16)*N*C",
     traffic=Flops("(3 if own else 2)*E*B", "(5 if own else 3)*E*B"),
     claims=(
         Claim(
@@ -159,7 +169,7 @@ card = Card(
         {},
     ),
     couples="train",
-    eval_differs=True,
+    eval_differs="True",
 )
 
 

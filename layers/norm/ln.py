@@ -82,6 +82,15 @@ card = Card(
         "(5 if affine == 'none' else 7)*E + 2*N*(1 if axes == 'chw' else S)",
         "(7*E if affine == 'none' else 11*E - 2*C*(1 if affine == 'channel' else S)) - detached*E",
     ),
+    executed=Flops(
+        "(8 if affine == 'channel' else 6)*E + 3*N*S if axes == 'channel' else (5 if affine == 'none' else 7)*E + 2*N",
+        "(14 if affine == 'channel' else 10)*E + 3*N*S if axes == 'channel'"
+        " else 7*E if affine == 'none' else 11*E - 2*C*(1 if affine == 'channel' else S)",
+    ),
+    explained="Over (C, H, W) torch's kernel does the definition. Per position the data are first shifted by their own "
+    "first channel, one operation per element more: a large mean costs no digits. Backward standardizes again.",
+    saved="B*E + 8*N*(S if axes == 'channel' else 1)",
+    stated="not unbiased and eps_mode == 'var' and detach == 'none'",
     claims=(
         Claim(
             row="axes=chw, statistics N×1",
@@ -165,9 +174,11 @@ card = Card(
         {"affine": "none", "unbiased": True, "eps_mode": "std"},
         {"affine": "elementwise", "height": 3, "width": 4},
     ),
+    exact_gradient="detach == 'none'",
     peer=Peer(
         "torch.nn:GroupNorm",
         {"num_groups": "1", "num_channels": "C", "eps": "eps", "affine": "affine != 'none'"},
+        given="axes == 'chw' and affine != 'elementwise' and not unbiased and eps_mode == 'var' and detach == 'none'",
     ),
 )
 

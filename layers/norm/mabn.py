@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from layers.base import Norm
 from layers.blocks import refuse_batch
-from layers.card import EPS, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import EPS, FOLDED, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.moments import Planes, snapshot
 from layers.observe import observe
+from layers.underivable import underivable
 
 card = Card(
     title="Moving Average Batch Normalization",
@@ -57,22 +58,8 @@ card = Card(
             help="weight of the new value in R",
             source="the authors' code, which keeps 0.98 of the old value",
         ),
-        Option(
-            name="warmup",
-            type=int,
-            default=100,
-            ge=0,
-            help="steps that use their own batch alone",
-            source="the authors' code",
-        ),
-        Option(
-            name="renorm_after",
-            type=int,
-            default=1000,
-            ge=0,
-            help="steps with r = 1",
-            source="the authors' code",
-        ),
+        Option(name="warmup", type=int, default=100, ge=0, help="steps on their own batch", source="the authors' code"),
+        Option(name="renorm_after", type=int, default=1000, ge=0, help="steps with r = 1", source="the authors' code"),
         Option(name="clip", type=float, default=5.0, ge=1, help="1/clip ≤ r ≤ clip", source="the authors' code"),
     ),
     derived={"m": "max(1, real_batch // batch)"},
@@ -97,6 +84,12 @@ card = Card(
     ),
     params="2*C",
     flops=Flops("6*E + 5*C if train else 2*E + 3*C", "10*E - 2*C if train else 4*E - 2*C"),
+    executed=Flops(
+        "7*E + 14*N*C + (13 + m)*C if train else 2*E + 5*C",
+        "7*E + 14*N*C + (7 + m)*C if train else 4*E - 2*C",
+    ),
+    explained=FOLDED,
+    saved="B*E + 8*N*C + 20*C + 9",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -121,7 +114,7 @@ card = Card(
     ),
     identities=(
         Identity(
-            says="with m = 1 it is x/√(mean x² + ε) with its exact gradient, two statistics in place of BN's four",
+            says="with m = 1 it is x/√(mean x² + ε) with its exact gradient",
             options={"batch": "N", "real_batch": "N"},
             proof="root_mean_square",
         ),
@@ -144,8 +137,8 @@ card = Card(
         {"batch": 4, "real_batch": 16, "eps": 1e-3, "momentum": 0.5},
     ),
     couples="train",
-    eval_differs=True,
-    exact_gradient=False,
+    eval_differs="True",
+    exact_gradient="False",
 )
 
 
@@ -239,31 +232,32 @@ class MovingAverageBatchNorm(Norm):
                 self.num_batches_tracked.copy_(step)
                 self.ring_chi.copy_(ring)
                 self.running_square.copy_(torch.lerp(square, level, self.momentum))
-        rstd: Tensor = _InverseRoot.apply(chi, level, self.eps, self.ring_psi, slot, averaged, count)  # type: ignore[no-untyped-call]
-        return rstd, r
+            rstd = (level + self.eps).rsqrt()
+        place = self.ring_psi, slot, averaged
+        return _AveragedGradient.apply(chi, rstd, *place, count, self.weight), r  # type: ignore[no-untyped-call]
 
 
-class _InverseRoot(torch.autograd.Function):
-    """1/√(V + ε) for the averaged V; backward sends χ_t what the averaged Ψ says, and keeps Ψ_t in the ring.
+class _AveragedGradient(torch.autograd.Function):
+    """s = 1/√(V + ε) as a function of χ_t, whose backward says what the averaged Ψ says and keeps Ψ_t in the ring.
 
-    If s is the output, ∂L/∂s is Σ γ r x ∂L/∂y, so that Ψ_t = s ∂L/∂s / count; and the engine turns a gradient h of χ_t
-    into 2 h x / count, which is −z Ψ s for h = −½ count Ψ s².
+    ∂L/∂s is Σ γ r x ∂L/∂y, so that Ψ_t = s ∂L/∂s / count; and the engine turns a gradient h of χ_t into 2 h x / count,
+    which is −z Ψ s for h = −½ count Ψ s². ``learned`` is there to be backpropagated to, so that Ψ_t is kept though x
+    itself needs no gradient.
     """
 
     @staticmethod
     def forward(
-        chi: Tensor, level: Tensor, eps: float, ring: Tensor, slot: Tensor, averaged: Tensor, count: int
+        chi: Tensor, rstd: Tensor, ring: Tensor, slot: Tensor, averaged: Tensor, count: int, learned: Tensor
     ) -> Tensor:
-        return (level + eps).rsqrt()
+        return rstd.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        chi, _, _, ctx.ring, slot, averaged, ctx.count = inputs
+        chi, _, ctx.ring, slot, averaged, ctx.count, _ = inputs
         ctx.save_for_backward(chi, output, slot, averaged)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         chi, rstd, slot, averaged = ctx.saved_tensors
         with torch.no_grad():
             psi = grad * rstd / max(1, ctx.count)
@@ -271,28 +265,8 @@ class _InverseRoot(torch.autograd.Function):
                 ctx.ring.index_copy_(0, slot, psi.to(ctx.ring.dtype)[None])
             psi = torch.where(averaged, ctx.ring.to(psi.dtype).mean(0), psi)
             of_chi = -0.5 * ctx.count * psi * rstd.square()
-        if torch.is_grad_enabled():
-            of_chi = _Underivable.apply(of_chi, grad, chi)  # type: ignore[no-untyped-call]
-        return of_chi, None, None, None, None, None, None
-
-
-class _Underivable(torch.autograd.Function):
-    """The first argument, as a function of the others whose derivative is refused.
-
-    torch's once_differentiable cuts the graph instead: a gradient with respect to given inputs never meets its error.
-    """
-
-    @staticmethod
-    def forward(value: Tensor, *others: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("MovingAverageBatchNorm has no second derivative: its gradient is averaged over batches")
+        why = "MovingAverageBatchNorm has no second derivative: its gradient is averaged over batches"
+        return underivable(of_chi, grad, chi, why=why), *[None] * 6
 
 
 def root_mean_square(layer: MovingAverageBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:

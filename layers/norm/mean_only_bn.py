@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
-from layers.moments import _is_channels_last, _needs_plain_operations, _wide
+from layers.moments import is_channels_last, needs_plain_operations, wide_dtype
 from layers.norm.bn import BatchNorm
 from layers.observe import observe
 
@@ -54,6 +54,12 @@ card = Card(
         "(3 if affine else 2)*E if train or not track_running_stats else E + (C if affine else 0)",
         "2*E if train or not track_running_stats else (E - C if affine else 0)",
     ),
+    executed=Flops(
+        "3*E + (7 if track_running_stats else 4)*C if train or not track_running_stats else E + C",
+        "3*E + 6*C if train or not track_running_stats else (E - C if affine else 0)",
+    ),
+    explained="Mean and bias are one shift per channel; the shift is added in float32 and rounded once.",
+    saved="0",
     traffic=Flops(
         "(3 if train or not track_running_stats else 2)*E*B", "(3 if train or not track_running_stats else 1)*E*B"
     ),
@@ -94,7 +100,7 @@ card = Card(
     notes=("The layer has no scale: after it the pre-activation keeps the length ‖w‖ = g of weight normalization.",),
     examples=({}, {"affine": False, "momentum": 0.5}, {"track_running_stats": False}),
     couples="train",
-    eval_differs=True,
+    eval_differs="track_running_stats",
 )
 
 
@@ -131,7 +137,11 @@ class MeanOnlyBatchNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         """Centre ``x`` (N, C, *positions) by its batch in training, by the running mean in evaluation."""
         self.check_input(x)
-        shift = x.new_zeros(self.channels, dtype=_wide(x.dtype)) if self.bias is None else self.bias.to(_wide(x.dtype))
+        shift = (
+            x.new_zeros(self.channels, dtype=wide_dtype(x.dtype))
+            if self.bias is None
+            else self.bias.to(wide_dtype(x.dtype))
+        )
         if not self.training and self.running_mean is not None:
             return _shifted(x, shift - self.running_mean.to(shift.dtype))
         y, mean = _center(x, shift)
@@ -147,7 +157,7 @@ class MeanOnlyBatchNorm(Norm):
 
 def _center(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Return x − mean + shift in the dtype of ``x``, and the mean (C,)."""
-    if _needs_plain_operations():
+    if needs_plain_operations():
         mean = x.sum((0, *range(2, x.dim())), dtype=shift.dtype) / max(1, x.numel() // x.shape[1])
         return _shifted(x, shift - mean), mean
     centred: tuple[Tensor, Tensor] = _Center.apply(x, shift)  # type: ignore[no-untyped-call]
@@ -165,7 +175,7 @@ class _Center(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         ctx.count = max(1, x.numel() // x.shape[1])
-        x = x if _is_channels_last(x) else x.contiguous()
+        x = x if is_channels_last(x) else x.contiguous()
         rows = (x if x.dim() > 2 else x.unsqueeze(2)).movedim(1, -1).flatten(1, -2)
         mean = rows.sum(1, dtype=shift.dtype).sum(0) / ctx.count
         # Evaluation-mode batch normalization with unit variance and ε = 0: the one kernel that shifts any dtype.

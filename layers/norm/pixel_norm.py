@@ -40,6 +40,12 @@ card = Card(
     ),
     statistics=(Stat("rms", ("N", "1", "H", "W"), "N×1×H×W", help="with ε inside the root"),),
     flops=Flops("3*E + 2*N*S", "5*E"),
+    executed=Flops(
+        "3*E + 3*N*S",
+        "7*E + 2*N*S",
+    ),
+    explained="The backward computes y again instead of keeping it.",
+    saved="B*E + 8*N*S",
     claims=(
         Claim(
             holds=("w-scale", "x-scale", "case-scale", "cases-scale", "ghost-scale"),

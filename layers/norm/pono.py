@@ -53,6 +53,13 @@ card = Card(
     ),
     statistics=(Stat("mean", ("N", "1", "H", "W"), "N×1×H×W"), Stat("std", ("N", "1", "H", "W"), "N×1×H×W")),
     flops=Flops("5*E + 2*N*S", "7*E"),
+    executed=Flops(
+        "6*E + 4*N*S",
+        "10*E + 3*N*S",
+    ),
+    explained="The data are first shifted by their own first channel, so that a large mean costs no digits; backward "
+    "standardizes again instead of keeping y.",
+    saved="B*E + 12*N*S",
     claims=(
         Claim(
             holds=(
