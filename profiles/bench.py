@@ -70,7 +70,7 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
     for case in what.cases:
         check_environment(case.subject.setup, tensors=8 + 2 * len(case.references))
     kept = what.allocator == allocator.KEPT and allocator.keep_freed_memory()
-    machine = [warned.record() for warned in about_machine(what.threads, cores(), load())]
+    machine = [warned.record() for warned in about_machine(what.threads, cores(), load(), what.clock)]
     done: list[Record] = []
     interrupted = False
     with _torch_as_it_was(what.threads, device):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from profiles.clocks import WALL
 from profiles.intervals import interquartile_range
 
 SPREAD = 0.10  # interquartile range over median, as torch.utils.benchmark and pyperf warn
@@ -93,7 +94,7 @@ def about_time(name: str, seconds: float) -> Warned:
     )
 
 
-def about_machine(threads: int, cores: int, load: float | None) -> list[Warned]:
+def about_machine(threads: int, cores: int, load: float | None, clock: str) -> list[Warned]:
     """Look at the machine before anything is timed."""
     found = []
     if threads > cores:
@@ -103,6 +104,8 @@ def about_machine(threads: int, cores: int, load: float | None) -> list[Warned]:
             )
         )
     elif load is not None and load + threads > cores + 0.5:
-        advice = "wait, or use the cpu clock" if threads == 1 else "wait, or give fewer threads"
+        advice = "wait, or give fewer threads" if threads > 1 else "wait"
+        if threads == 1 and clock == WALL:
+            advice += ", or use the cpu clock"
         found.append(Warned(Caution.LOAD, "machine", f"{load:g} processes already run on {cores} cores", advice))
     return found

@@ -3,7 +3,7 @@
 Each round runs one block of every job, in shuffled order and in the next round backwards (for two jobs: ABBA). A
 reference runs twice a round: the ratio of its two blocks is the noise floor, their mean is what others are divided by.
 A drift of the machine that outlasts a round falls out of the ratios; the median does not feel single disturbances.
-Rounds are added until every interval is narrow enough or on one side of its bar, or time is up.
+Rounds are added until every interval is narrow enough and on one side of its bar, or time is up.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _INSTANT = 1e-9  # a clock may not see a very short block at all
 class Plan:
     """How long to measure: ``seconds`` per case, ``rounds`` at most, ``block`` seconds per block at least.
 
-    ``precision`` is the relative half width at which an interval without a bar is narrow enough. At least 5 rounds are
-    run whatever the time. ``seed`` decides the order of the jobs and the bootstrap.
+    ``precision`` is the relative half width at which an interval is narrow enough; twice that will do once its bar is
+    decided. At least 5 rounds are run whatever the time. ``seed`` decides the order of the jobs and the bootstrap.
     """
 
     seconds: float = 3.0
@@ -123,14 +123,14 @@ class Timing:
 
     @property
     def settled(self) -> bool:
-        """Whether more rounds would tell nothing new: each interval is narrow, or judged."""
+        """Whether more rounds would tell nothing new: each interval is narrow, each bar decided."""
         return all(map(self._is_settled, self.comparisons))
 
     def _is_settled(self, comparison: Comparison) -> bool:
-        ratio = self.ratio(comparison)
+        ratio, enough = self.ratio(comparison), self.plan.precision
         if ratio.verdict is None:
-            return ratio.interval.half_width <= self.plan.precision
-        return ratio.verdict is not Verdict.INCONCLUSIVE
+            return ratio.interval.half_width <= enough
+        return ratio.verdict is not Verdict.INCONCLUSIVE and ratio.interval.half_width <= 2 * enough
 
     def warnings(self) -> list[cautions.Warned]:
         """Return the reasons to doubt what was measured (2 or more rounds)."""
@@ -143,7 +143,7 @@ class Timing:
             bar, undecided = comparison.bar, ratio.verdict is Verdict.INCONCLUSIVE
             if bar is not None and undecided and abs(ratio.interval.median / bar - 1) <= ratio.noise:
                 found.append(cautions.about_noise(name, bar, ratio.noise))
-            elif undecided or ratio.interval.half_width > 2 * self.plan.precision:
+            elif undecided or (bar is None and ratio.interval.half_width > 2 * self.plan.precision):
                 found.append(cautions.about_time(name, self.seconds))
         return found
 
