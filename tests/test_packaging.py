@@ -65,6 +65,6 @@ def test_a_folder_of_the_same_name_is_explained(tmp_path):
     command = [sys.executable, "-m", "stones_cli", "list"]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode != 0
-    assert "own package" in result.stderr
-    assert str(tmp_path) in result.stderr
-    assert "Traceback" not in result.stderr
+    explanation = result.stderr.strip().splitlines()[-1]
+    assert "stones needs its own package 'layers'" in explanation
+    assert str(tmp_path) in explanation
