@@ -155,7 +155,7 @@ card = Card(
         "unbiased variance. The paper has one pair, and averages the biased σ.",
     ),
     examples=(
-        {"schedule": "none"},
+        {"d_max": 1.0, "schedule": "none"},
         {"r_max": 1.2, "d_max": 0.3, "schedule": "none", "momentum": 0.1, "affine": False},
         {"schedule": "paper", "eps": 1e-5},
     ),

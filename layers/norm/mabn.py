@@ -127,7 +127,7 @@ card = Card(
     notes=(
         "The review in the notes says that BRN uses moving averages in forward and backward; BRN's backward uses batch "
         "statistics. MABN averages the last m batches in both, and an exponential average enters through r only.",
-        "The authors' code does not check the batch size, of which m and the weight of each χ depend; this refuses.",
+        "The authors' code does not check the batch size, on which m and the weight of each χ depend; this refuses.",
         "It waits for the device in every step (iters.item()) and reads ctx.saved_variables, which torch removed.",
         "A training step without backward leaves an old Ψ in its slot, here as in the authors' code.",
     ),
