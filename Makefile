@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench noise lint format clean help
+.PHONY: demo test test-slow bench noise startup lint format clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ bench: $(STAMP) ## the speed table: every norm against torch and a copy, one thr
 
 noise: $(STAMP) ## does the bench raise false alarms, and does it find 12.5 % more work?
 	$(RUN)/python tests/noise.py
+
+startup: $(STAMP) ## what whole commands cost beside `import torch`
+	$(RUN)/python tests/startup.py
 
 lint: $(STAMP) ## ruff and mypy, without changing anything
 	$(RUN)/ruff check .
