@@ -1,8 +1,9 @@
 """Which stones there are: a file is a stone, its stem the name, its folder the kind.
 
 A card is data. It is read from the text of its file, the statement ``card = Card(...)`` that starts and ends at the
-left margin, by building the calls it spells out of the vocabulary of `layers.card` and nothing else; so no torch is
-imported and no code of the stone runs. A test asserts for every stone that this reading equals the imported card.
+left margin, by building the calls it spells out of the vocabulary of `layers.card` and the constants of
+`layers.shared`, nothing else; so no torch is imported and no code of the stone runs. A test asserts for every stone
+that this reading equals the imported card.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from layers import card as vocabulary
+from layers import shared
 from layers.card import Card
 
 ROOT = Path(__file__).parent
@@ -117,7 +119,9 @@ def _build(node: ast.expr) -> Any:
             return -number
         case ast.Constant(value=value):
             return value
-    raise ValueError(f"line {node.lineno} of the card: {ast.unparse(node)!r} is neither a literal nor of layers.card")
+    raise ValueError(
+        f"line {node.lineno} of the card: {ast.unparse(node)!r} is no literal, no name of layers.card or layers.shared"
+    )
 
 
 _VOCABULARY: dict[str, Callable[..., Any]] = {
@@ -125,7 +129,7 @@ _VOCABULARY: dict[str, Callable[..., Any]] = {
     for name in ("Card", "Claim", "Flops", "Identity", "Option", "Paper", "Peer", "Rule", "Stat")
 }
 _CONSTANTS: dict[str, Any] = {
-    **{name: value for name, value in vars(vocabulary).items() if name.isupper()},
+    **{name: value for name, value in vars(shared).items() if name.isupper()},
     "int": int,
     "float": float,
     "bool": bool,

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from layers import catalog
-from layers.card import EPS, Claim
+from layers.card import Claim
 from layers.catalog import Stone
+from layers.shared import EPS
 from profiles.behind import Behind, Conditions
 from profiles.carriers import CARRIERS, Carrier, WeightNormalized
 from profiles.difference import Difference

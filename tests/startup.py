@@ -1,4 +1,4 @@
-"""What whole commands cost beside ``python -c "import torch"``: processor time, paired round by round, against the bars.
+"""What whole commands cost beside ``python -c "import torch"``: processor time, paired round by round, and the bars.
 
 ``make startup``; exits with 1 when the median ratio of a command exceeds its bar.
 """

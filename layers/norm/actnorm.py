@@ -27,6 +27,7 @@ from layers.moments import Planes, pool, wide_dtype
 from layers.norm.bn import BatchNorm
 from layers.observe import observe
 from layers.remembered import Remembered, readable
+from layers.shared import BN_ROW
 
 card = Card(
     title="ActNorm",
@@ -92,17 +93,7 @@ card = Card(
             why="It is a fixed affine map of each channel: nothing that changes its input is undone.",
         ),
         Claim(
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             row="initialization re-run",
             history="follow",
             why="The first batch is standardised whatever its scale and shift: the row of batch normalization.",

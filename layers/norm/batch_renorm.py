@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Norm
-from layers.card import AFFINE, FOLDED, Card, Claim, Flops, Identity, Option, OptionValue, Paper, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Stat
 from layers.moments import Planes, pool, snapshot
 from layers.norm.bn import BatchNorm
 from layers.observe import observe, observing
+from layers.shared import AFFINE, BN_ROW, FOLDED
 
 START = 5000  # steps of plain BN; then r_max grows until R_END, d_max until D_END
 R_END = 40_000
@@ -91,17 +92,7 @@ card = Card(
         Claim(
             row="r_max = 1, d_max = 0",
             options={"r_max": 1.0, "d_max": 0.0, "schedule": "none"},
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="This is BN.",
         ),
         Claim(
@@ -114,17 +105,7 @@ card = Card(
             row="r_max = 3, d_max = 5, statistics follow",
             options={"schedule": "none", "momentum": 1.0},
             history="follow",
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="Once the running statistics have seen the change, r and d are the same and BN's row is back.",
         ),
     ),

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from layers.base import scale_and_shift
 from layers.blocks import pool_blocks, spread_blocks
-from layers.card import EPS, FOLDED, GROUPS, GROUPS_DIVIDE, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.group_norm import group_norm
 from layers.moments import Planes, pool, snapshot
 from layers.norm.bn import BatchNorm
 from layers.observe import observe
 from layers.running import RunningNorm
+from layers.shared import BN_ROW, EPS, FOLDED, GROUPS, GROUPS_DIVIDE
 
 card = Card(
     title="Batch-Channel Normalization",
@@ -110,17 +111,7 @@ card = Card(
         Claim(
             row="batch form",
             options={"groups": 3},
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="What BN removes never reaches the groups; what it lets through, the groups remove only where all "
             "channels of a group share it, and after BN's own scales they do not.",
         ),
@@ -134,17 +125,7 @@ card = Card(
             row="estimate form, statistics follow",
             options={"groups": 3, "estimate": True, "moving_speed": 1.0},
             history="follow",
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="Once the estimates have seen the change, it is the row of the batch form.",
         ),
     ),

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from layers.base import scale_and_shift
-from layers.card import AFFINE, EPS, FOLDED, Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.running import RunningNorm
+from layers.shared import AFFINE, BN_ROW, EPS, FOLDED, MOMENTUM
 from layers.synchronise import merge_over_ranks, spans_ranks
 
 if TYPE_CHECKING:
@@ -40,16 +41,7 @@ card = Card(
     summary="Each channel has one mean and one biased variance over N×H×W values of the whole batch.",
     options=(
         EPS,
-        Option(
-            name="momentum",
-            type=float,
-            default=0.1,
-            ge=0,
-            le=1,
-            optional=True,
-            help="weight of the new value in the running statistics; none averages all batches",
-            source="torch.nn",
-        ),
+        MOMENTUM,
         AFFINE,
         Option(name="track_running_stats", type=bool, default=True, help="keep running statistics for evaluation"),
         Option(
@@ -95,17 +87,7 @@ card = Card(
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="Each channel is standardized over the batch: its scale and its shift vanish, those of one sample "
             "stay; a zero-padded border does not move with the data.",
         ),
@@ -120,17 +102,7 @@ card = Card(
             mode="eval",
             history="follow",
             options={"momentum": 1.0},
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="Once the statistics have seen the change, it is the row of training.",
         ),
     ),

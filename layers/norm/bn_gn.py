@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from layers.blocks import refuse_batch
-from layers.card import (
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.shared import (
     AFFINE,
     CHANNELS_PER_GROUP,
     EPS,
@@ -23,14 +24,7 @@ from layers.card import (
     GROUPS_OF,
     K_ALONE,
     K_DIVIDES,
-    Card,
-    Claim,
-    Flops,
-    Identity,
-    Option,
-    Paper,
-    Rule,
-    Stat,
+    SLOW_MOMENTUM,
 )
 from layers.weighing import BlockNorm
 
@@ -67,16 +61,7 @@ card = Card(
             source="the authors' code",
         ),
         EPS,
-        Option(
-            name="momentum",
-            type=float,
-            default=0.01,
-            ge=0,
-            le=1,
-            optional=True,
-            help="weight of the new value in the running statistics; none averages all batches",
-            source="the authors' code, which keeps 0.99 of the old value",
-        ),
+        SLOW_MOMENTUM,
         AFFINE,
     ),
     derived={"G": GROUPS_OF, "own": "train or alpha > 0"},

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from layers.base import scale_and_shift
 from layers.blocks import pool_blocks, refuse_batch, spread_blocks
-from layers.card import AFFINE, EPS, FOLDED, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.running import RunningNorm
+from layers.shared import AFFINE, EPS, FOLDED, MOMENTUM
 
 card = Card(
     title="Ghost Batch Normalization",
@@ -41,16 +42,7 @@ card = Card(
             source="ours, to divide small batches; Hoffer et al. take 128, the example of Summers & Dinneen 16",
         ),
         EPS,
-        Option(
-            name="momentum",
-            type=float,
-            default=0.1,
-            ge=0,
-            le=1,
-            optional=True,
-            help="weight of the new value in the running statistics; none averages all batches (or ghosts)",
-            source="torch.nn",
-        ),
+        MOMENTUM,
         AFFINE,
         Option(
             name="running",

@@ -14,25 +14,9 @@ import torch
 from torch import Tensor
 
 from layers.base import Norm
-from layers.card import (
-    AFFINE,
-    CHANNELS_PER_GROUP,
-    EPS,
-    GROUPS,
-    GROUPS_DIVIDE,
-    GROUPS_OF,
-    K_ALONE,
-    K_DIVIDES,
-    Card,
-    Claim,
-    Flops,
-    Identity,
-    Paper,
-    Peer,
-    Rule,
-    Stat,
-)
+from layers.card import Card, Claim, Flops, Identity, Paper, Peer, Rule, Stat
 from layers.group_norm import group_norm
+from layers.shared import AFFINE, CHANNELS_PER_GROUP, EPS, GROUPS, GROUPS_DIVIDE, GROUPS_OF, K_ALONE, K_DIVIDES
 
 card = Card(
     title="Group Normalization",

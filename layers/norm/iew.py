@@ -17,7 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.card import AFFINE, EPS, FOLDED, GROUPS_DIVIDE, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.shared import AFFINE, BN_ROW, EPS, FOLDED, GROUPS_DIVIDE, SLOW_MOMENTUM
 from layers.weighing import BlockNorm
 
 card = Card(
@@ -51,16 +52,7 @@ card = Card(
             help="groups of channels that share statistics, in training too; none: each channel has its own",
         ),
         EPS,
-        Option(
-            name="momentum",
-            type=float,
-            default=0.01,
-            ge=0,
-            le=1,
-            optional=True,
-            help="weight of the new value in the running statistics; none averages all batches",
-            source="the authors' code, which keeps 0.99 of the old value",
-        ),
+        SLOW_MOMENTUM,
         AFFINE,
     ),
     derived={"G": "C if groups is None else groups", "own": "train or alpha > 0"},
@@ -111,17 +103,7 @@ card = Card(
             mode="eval",
             history="follow",
             options={"alpha": 0.3, "momentum": 1.0},
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@linear,conv",
-                "w-scale-group",
-                "x-recenter-scalar@linear,conv",
-                "x-recenter-image@linear",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=BN_ROW,
             why="Once the stored statistics have seen the change, the mixture has BN's row.",
         ),
         Claim(

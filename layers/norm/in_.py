@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from layers.base import scale_and_shift
-from layers.card import EPS, Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
 from layers.group_norm import group_norm
 from layers.moments import Planes
 from layers.observe import observe
 from layers.running import RunningNorm
+from layers.shared import EPS, MOMENTUM
 
 card = Card(
     title="Instance Normalization",
@@ -33,16 +34,7 @@ card = Card(
     summary="Each channel of each sample has one mean and one biased variance over its H×W values.",
     options=(
         EPS,
-        Option(
-            name="momentum",
-            type=float,
-            default=0.1,
-            ge=0,
-            le=1,
-            optional=True,
-            help="weight of the new value in the running statistics; none averages all batches",
-            source="torch.nn",
-        ),
+        MOMENTUM,
         Option(
             name="affine",
             type=bool,

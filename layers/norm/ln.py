@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from layers.base import Norm
-from layers.card import EPS, Card, Claim, Flops, Identity, Option, OptionValue, Paper, Peer, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Peer, Rule, Stat
 from layers.group_norm import group_norm
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.positions import Recipe, channels_innermost, grid, standardize
+from layers.shared import EPS
 
 card = Card(
     title="Layer Normalization",

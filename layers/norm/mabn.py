@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from layers.base import Norm
 from layers.blocks import refuse_batch
-from layers.card import EPS, FOLDED, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.moments import Planes, snapshot
 from layers.observe import observe
+from layers.shared import EPS, FOLDED
 from layers.underivable import underivable
 
 card = Card(

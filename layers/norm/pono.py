@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from layers.base import Norm
-from layers.card import EPS, Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.observe import observe
 from layers.positions import Recipe, grid, standardize
+from layers.shared import EPS
 
 card = Card(
     title="Positional Normalization",
