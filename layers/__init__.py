@@ -1,6 +1,7 @@
 """The stones: deep-learning techniques, one file each, named by file and grouped by folder.
 
 Read a stone from top to bottom: the formula, the card (what it says about itself), the class. `card.py` is the
-vocabulary of cards, `shared.py` what several cards share, `catalog.py` finds the stones, `moments.py` is the engine under the activation normalizations.
+vocabulary of cards, `shared.py` what several cards share, `catalog.py` finds the stones. `moments.py` and
+`positions.py` are the engines under the normalizations of planes and of positions.
 Nothing here imports `profiles` or `stones_cli`, and reading a card never imports torch.
 """

@@ -1,0 +1,48 @@
+"""The command line as a whole: its commands and what stands before them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import stones_cli
+from stones_cli.commands import Command, Root
+from stones_cli.handlers.bench import bench
+from stones_cli.handlers.cards import list_, show
+from stones_cli.handlers.checks import check_identities, check_invariance
+from stones_cli.handlers.inspect import inspect
+
+app = typer.Typer(
+    cls=Root,
+    name="stones",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("list", cls=Command)(list_)
+app.command("show", cls=Command)(show)
+app.command("inspect", cls=Command)(inspect)
+app.command("bench", cls=Command)(bench)
+app.command("check-invariance", cls=Command)(check_invariance)
+app.command("check-identities", cls=Command)(check_identities)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"stones {stones_cli.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True, show_default=False
+        ),
+    ] = False,
+) -> None:
+    """Deep-learning layers: what they compute, what they cost, what they are invariant to, how fast they run."""

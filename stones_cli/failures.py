@@ -1,0 +1,62 @@
+"""From an exception to an exit status and its message on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from layers.card import OptionError
+from layers.catalog import UnknownStone
+from profiles.errors import Refusal, Unavailable
+from stones_cli.status import Status
+from stones_cli.visible import visible
+
+
+def complain(message: str, kind: str = "error") -> None:
+    """Write one message to standard error; a full or closed standard error is nobody's to hear about."""
+    try:
+        sys.stderr.write(f"{kind}: {visible(message)}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass
+
+
+def status_of(run: Callable[[], object]) -> Status:
+    """Call ``run`` and return the status it returns (or `Status.DONE`); exceptions become a message and a status."""
+    try:
+        result = run()
+    except KeyboardInterrupt:
+        result = Status.INTERRUPTED
+    except (OptionError, UnknownStone, Refusal) as error:
+        complain(str(error))
+        return Status.MISUSE
+    except Unavailable as error:
+        complain(str(error))
+        return Status.ENVIRONMENT
+    except OSError as error:
+        complain(_of_the_system(error))
+        return Status.ENVIRONMENT
+    except (MemoryError, ImportError) as error:
+        complain(str(error) or "out of memory")
+        return Status.ENVIRONMENT
+    except Exception as error:
+        return _unexpected(error)
+    if result == Status.INTERRUPTED:
+        complain("interrupted", "note")
+    return Status(result) if isinstance(result, int) else Status.DONE
+
+
+def _of_the_system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _unexpected(error: Exception) -> Status:
+    """Tell an exhausted memory, which torch reports as RuntimeError, from a bug; a bug shows its traceback."""
+    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
+        complain(f"out of memory: {str(error).partition(chr(10))[0]}")
+        return Status.ENVIRONMENT
+    import traceback
+
+    complain("".join(traceback.format_exception(error)) + "this is a bug in stones, please report it", "internal error")
+    return Status.INTERNAL

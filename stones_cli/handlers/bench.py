@@ -1,0 +1,233 @@
+"""`stones bench`: how fast layers run, beside their references and a plain copy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profiles.errors import Refusal
+from stones_cli import common, parse
+from stones_cli import expect as expectations
+from stones_cli.commands import given, named, was_given
+from stones_cli.failures import complain
+from stones_cli.handlers import import_torch
+from stones_cli.options import complete_names
+from stones_cli.progress import Bar
+from stones_cli.report.emit import emit
+from stones_cli.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from profiles.bench import Bench, Progress
+    from profiles.cases import Case
+    from profiles.subject import Setup
+    from profiles.target import Target
+
+TIMING, GATES = "Timing", "Gates"
+_OF_PROFILES = (
+    "shape", "dtype", "device", "memory_format", "train", "seed", "vs", "forward", "backward", "both", "max_ratio",
+    "compile_",
+)  # fmt: skip
+
+
+Vs = Annotated[
+    list[str] | None,
+    typer.Option(
+        parser=str,
+        metavar="<name>",
+        autocompletion=complete_names,
+        help="a reference: copy, peer (torch's layer, the default), a technique, pkg.mod:Class; may be repeated",
+        rich_help_panel=TIMING,
+    ),
+]
+Forward = Annotated[bool, common.flag("--forward", help="time the forward (the default)", panel=TIMING)]
+Backward = Annotated[bool, common.flag("--backward", help="time the backward alone", panel=TIMING)]
+Both = Annotated[bool, common.flag("--both", help="time forward + backward", panel=TIMING)]
+Profile = Annotated[
+    str | None,
+    common.option(
+        "--profile",
+        read=str,
+        of="name|file.yaml",
+        help="what to measure, built in (quick, ci, gpu, speed) or from a file; techniques then choose among it",
+        panel=TIMING,
+        words=("quick", "ci", "gpu", "speed"),
+    ),
+]
+Rounds = Annotated[
+    int | None, common.option("--rounds", read=parse.whole(1), of="integer", help="at most so many", panel=TIMING)
+]
+Budget = Annotated[
+    float | None, common.option("--budget", read=parse.positive, of="seconds", help="for each case", panel=TIMING)
+]
+Threads = Annotated[
+    int | None,
+    common.option("--threads", read=parse.whole(1), of="integer", help="of torch  [default: 1]", panel=TIMING),
+]
+Compile = Annotated[bool, common.flag("--compile", help="time the layers under torch.compile", panel=TIMING)]
+MaxRatio = Annotated[
+    float | None,
+    common.option(
+        "--max-ratio",
+        read=parse.positive,
+        of="number",
+        help="fail when a technique takes longer than this multiple of its reference",
+        panel=GATES,
+    ),
+]
+FailInconclusive = Annotated[
+    bool,
+    common.flag(
+        "--fail-inconclusive", help="exit with status 4 when the noise does not let a gate be judged", panel=GATES
+    ),
+]
+
+
+def bench(
+    context: typer.Context,
+    techniques: common.Names = None,
+    vs: Vs = None,
+    forward: Forward = False,
+    backward: Backward = False,
+    both: Both = False,
+    profile: Profile = None,
+    rounds: Rounds = None,
+    budget: Budget = None,
+    threads: Threads = None,
+    compile_: Compile = False,
+    max_ratio: MaxRatio = None,
+    fail_inconclusive: FailInconclusive = False,
+    shape: common.Input = common.SHAPE,
+    dtype: common.Dtype = "float32",
+    device: common.Device = "cpu",
+    memory_format: common.MemoryFormat = "contiguous",
+    train: common.Train = True,
+    seed: common.Seed = 0,
+    expect: common.Expect = None,
+    format_: common.Format = None,
+    json: common.Json = False,
+    output: common.Output = None,
+) -> Status:
+    """Time techniques beside torch's layers and a plain copy.
+
+    Everything is interleaved in one process; what counts is the ratio of each round, not the time. Without techniques:
+    the profile quick. Ctrl-C ends it and reports what was measured so far.
+    """
+    where = common.destination(format_, json, output)
+    if profile is not None or not named(context):
+        if unfit := was_given(context, _OF_PROFILES):
+            raise Refusal(f"{unfit} is for techniques named here; a profile says it itself")
+        what = _profiled(profile or "quick", named(context))
+    else:
+        setup = common.setup(shape, dtype, device, memory_format, train, seed)
+        directions = [name for name, on in _directions(forward, backward, both).items() if on] or ["forward"]
+        what = _named(context, setup, directions, vs, max_ratio, compile_)
+    if empty := next((case.label for case in what.cases if case.subject.setup.elements == 0), None):
+        raise Refusal(f"{empty}: an input without elements takes no time that could be compared")
+    what = _planned(what, rounds, budget, threads)
+    record = _run(what)
+    outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
+
+    from stones_cli.report.bench import report
+
+    emit(report(record, outcomes), where)
+    return _status(record, [str(o) for o in outcomes if not o.ok], fail_inconclusive)
+
+
+def _directions(forward: bool, backward: bool, both: bool) -> dict[str, bool]:
+    return {"forward": forward, "backward": backward, "forward+backward": both}
+
+
+def _named(
+    context: typer.Context,
+    setup: Setup,
+    directions: Sequence[str],
+    vs: Sequence[str] | None,
+    max_ratio: float | None,
+    compile_: bool,
+) -> Bench:
+    """Return a case for each technique and direction, with a gate for each reference when there is a bar."""
+    from profiles.bench import Bench
+    from profiles.cases import Gate, case
+    from profiles.subject import subject
+
+    def made(target: Target, direction: str) -> Case:
+        what = subject(target, given(context), setup)
+        if what.card is not None and what.card.role != "layer":
+            raise Refusal(f"{what.name} transforms a model: it has no forward to time")
+        gates = [] if max_ratio is None else [Gate(name, max_ratio) for name in vs or ["peer"]]
+        return case(what, direction, vs=vs or None, gates=gates, compile=compile_)
+
+    return Bench(tuple(made(target, direction) for target in dict.fromkeys(named(context)) for direction in directions))
+
+
+def _profiled(name: str, targets: Sequence[Target]) -> Bench:
+    """Return the profile, or of it the cases of ``targets``."""
+    from profiles.loading import load
+
+    what = load(name)
+    if not targets:
+        return what
+    wanted, there = {target.name for target in targets}, {case.subject.name for case in what.cases}
+    if missing := sorted(wanted - there):
+        raise Refusal(f"the profile {name} has no {missing[0]}; it has {', '.join(sorted(there))}")
+    return replace(what, cases=tuple(case for case in what.cases if case.subject.name in wanted))
+
+
+def _planned(what: Bench, rounds: int | None, budget: float | None, threads: int | None) -> Bench:
+    plan = replace(what.plan, rounds=rounds or what.plan.rounds, seconds=budget or what.plan.seconds)
+    return replace(what, plan=plan, threads=threads or what.threads)
+
+
+def _run(what: Bench) -> dict[str, Any]:
+    """Measure under a progress bar; what an early Ctrl-C leaves is a record without cases."""
+    from dataclasses import asdict
+
+    from profiles import bench as timing
+    from profiles.environment import environment
+
+    try:
+        import_torch()
+        with Bar() as bar:
+
+            def note(progress: Progress) -> None:
+                bar.show(progress.fraction, progress.case)
+
+            return timing.bench(what, note)
+    except KeyboardInterrupt:
+        plan = {**asdict(what.plan), "clock": what.clock, "cache": None, "threads": what.threads}
+        return {
+            "schema": timing.SCHEMA,
+            "profile": what.name or None,
+            "environment": environment(what.cases[0].subject.setup.device),
+            "plan": plan,
+            "cases": [],
+            "warnings": [],
+            "verdict": None,
+            "interrupted": True,
+        }
+
+
+def _status(record: dict[str, Any], failed: Sequence[str], fail_inconclusive: bool) -> Status:
+    """Say what failed, one line each, and return the status."""
+    for case in record["cases"]:
+        for ratio in case["ratios"]:
+            if ratio["verdict"] in ("fail", "inconclusive"):
+                weight = "advisory" if ratio["advisory"] else ratio["verdict"]
+                complain(f"{case['name']} {case['direction']}: {_sentence(ratio)}", weight)
+    for sentence in failed:
+        complain(sentence, "failed")
+    if record["interrupted"]:
+        return Status.INTERRUPTED
+    if failed or record["verdict"] == "fail":
+        return Status.FAILED
+    return Status.INCONCLUSIVE if fail_inconclusive and record["verdict"] == "inconclusive" else Status.DONE
+
+
+def _sentence(ratio: dict[str, Any]) -> str:
+    low, high = ratio["ratio_ci95"]
+    interval = f"95 % interval {low:.3g} to {high:.3g}"
+    return f"{ratio['ratio']:.3g} × {ratio['vs']} ({interval}), the bar is {ratio['max_ratio']:g}"

@@ -1,0 +1,161 @@
+"""`stones check-invariance` and `stones check-identities`: what the cards claim, measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from layers import catalog
+from layers.catalog import Stone
+from profiles.carriers import CARRIERS
+from profiles.errors import Refusal
+from profiles.transformations import PROPERTIES
+from stones_cli import common
+from stones_cli.commands import given, named
+from stones_cli.failures import complain
+from stones_cli.handlers import import_torch
+from stones_cli.progress import Bar
+from stones_cli.report.emit import emit
+from stones_cli.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layers.card import OptionValue
+    from profiles.invariance import Row
+    from profiles.target import Target
+
+WHAT = "What is checked"
+Property = Annotated[
+    list[str] | None,
+    common.choice(
+        "--property",
+        among=tuple(PROPERTIES),
+        of="property",
+        help="only this one (see --list); may be repeated",
+        panel=WHAT,
+    ),
+]
+Carrier = Annotated[
+    list[str] | None,
+    common.choice("--carrier", among=tuple(CARRIERS), help="only behind this layer; may be repeated", panel=WHAT),
+]
+Published = Annotated[
+    bool,
+    common.flag(
+        "--published", help="the table of “Layer Normalization” itself: bn, weight norm, ln, as printed", panel=WHAT
+    ),
+]
+List = Annotated[bool, common.flag("--list", help="only say what the properties are", panel=WHAT)]
+Verbose = Annotated[
+    bool, common.flag("-v", "--verbose", help="show a counterexample for every “no”", panel=common.OUTPUT)
+]
+
+
+def check_invariance(
+    context: typer.Context,
+    techniques: common.Names = None,
+    property_: Property = None,
+    carrier: Carrier = None,
+    published: Published = False,
+    list_: List = False,
+    verbose: Verbose = False,
+    format_: common.Format = None,
+    json: common.Json = False,
+    output: common.Output = None,
+) -> Status:
+    """Check what layers are invariant to.
+
+    A layer stands behind a linear layer, a valid and a zero-padded convolution; weight or data are transformed, and the
+    output must change or stay as the card claims. A claim that is false fails, and so does an invariance that the card
+    does not claim. Without techniques: all that claim something. Given an option, or for a class, nothing is expected.
+    """
+    where = common.destination(format_, json, output)
+    if published and (named(context) or property_ or carrier):
+        raise Refusal("--published is one fixed table: give no techniques, properties or carriers with it")
+
+    from stones_cli.report.invariance import definitions, matrix
+
+    if list_:
+        emit(definitions(PROPERTIES.values()), where)
+        return Status.DONE
+    chosen = named(context) or tuple(s for s in catalog.stones().values() if s.card.claims and s.card.role == "layer")
+    import_torch()
+    rows = _published() if published else _invariances(chosen, given(context), property_ or (), carrier or ())
+    emit(matrix(rows, verbose=verbose), where)
+    return _judged([f"{r.stone} {r.row} {r.property} {r.carrier}: {r.reason}" for r in rows if r.verdict == "failed"])
+
+
+def _published() -> Sequence[Row]:
+    from profiles import invariance
+
+    return invariance.published()
+
+
+def _invariances(
+    chosen: Sequence[Target],
+    options: dict[str, OptionValue],
+    properties: Sequence[str],
+    carriers: Sequence[str],
+) -> Sequence[Row]:
+    from profiles import invariance
+
+    cells = len(properties or PROPERTIES) * len(carriers or CARRIERS)
+    lines = sum(len(t.card.claims) if isinstance(t, Stone) and not options else 1 for t in chosen)
+    conditions = invariance.Conditions(options) if options else None
+    rows: list[Row] = []
+    with Bar() as bar:
+
+        def note(row: Row) -> None:
+            rows.append(row)
+            bar.show(len(rows) / (cells * lines), f"{row.stone} {row.property} {row.carrier}")
+
+        for target in chosen:
+            invariance.check(
+                target, conditions, properties=properties or None, carriers=carriers or None, progress=note
+            )
+    return rows
+
+
+def check_identities(
+    context: typer.Context,
+    techniques: common.Names = None,
+    format_: common.Format = None,
+    json: common.Json = False,
+    output: common.Output = None,
+) -> Status:
+    """Check equations between techniques, as GN(C) = IN.
+
+    Both sides run in float64 with the same parameters and statistics; outputs and input gradients are compared.
+    Without techniques: every identity on every card.
+    """
+    where = common.destination(format_, json, output)
+    chosen = named(context) or tuple(s for s in catalog.stones().values() if s.card.identities)
+    stones = [target for target in chosen if isinstance(target, Stone)]
+    for target in chosen:
+        if not isinstance(target, Stone) or not target.card.identities:
+            raise Refusal(f"{target.name} states no identities")
+
+    from profiles import identities
+    from stones_cli.report.identities import equations
+
+    import_torch()
+    total, done = sum(len(stone.card.identities) for stone in stones), 0
+    with Bar() as bar:
+
+        def note(row: identities.Row) -> None:
+            nonlocal done
+            done += 1
+            bar.show(done / total, f"{row.stone}: {row.says}")
+
+        rows = identities.check(stones, progress=note)
+    emit(equations(rows), where)
+    return _judged([f"{r.stone}: {r.says}: {r.reason or r.differs}" for r in rows if r.verdict == "failed"])
+
+
+def _judged(failed: Sequence[str]) -> Status:
+    """Say what failed, one line each, and return the status."""
+    for sentence in failed:
+        complain(sentence, "failed")
+    return Status.FAILED if failed else Status.DONE

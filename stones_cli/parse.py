@@ -1,0 +1,140 @@
+"""From what stands on the command line to values: shapes, devices, words of a list, numbers, expectations.
+
+Every function takes the text and returns the value or raises `Refusal`, without the option's name: `commands.py` adds
+it. A value that is no text (a default) passes unchanged.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layers import catalog
+from layers.card import Option, OptionError, OptionValue
+from profiles.errors import Refusal
+
+MOST_DIGITS = 18
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of an input, N × C × positions."""
+
+    sizes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.sizes))
+
+
+class NoneValue:
+    """None as given on the command line, where Python's None means that the option was not given."""
+
+
+NONE = NoneValue()
+
+
+def shape(text: str | Shape) -> Shape:
+    """Read ``8x64x32x32``, ``8,64,32,32`` or ``8×64×32×32``."""
+    if isinstance(text, Shape):
+        return text
+    parts = re.split(r"[xX×,]", text.strip())
+    if not all(re.fullmatch(r"\s*[0-9]+\s*", part, re.ASCII) and len(part.strip()) <= MOST_DIGITS for part in parts):
+        raise Refusal(f"{text!r} is not a shape such as 8x64x32x32 (N x C x positions, sizes ≥ 0)")
+    return Shape(tuple(int(part) for part in parts))
+
+
+def device(text: str) -> str:
+    """Read ``cpu``, ``cuda`` or ``cuda:N``; whether the device is there is another question."""
+    if text == "cpu" or re.fullmatch(r"cuda(:(0|[1-9][0-9]{0,3}))?", text):
+        return text
+    raise Refusal(f"{text!r} is not a device: cpu, cuda or cuda:N")
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return a function that reads one of ``words``."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise Refusal(f"{text!r} is not one of {', '.join(words)}" + suggestion(text, words))
+        return text
+
+    return read
+
+
+def whole(least: int, most: int = 2**63 - 1) -> Callable[[str | int], int]:
+    """Return a function that reads an integer of ``least`` to ``most``."""
+
+    def read(text: str | int) -> int:
+        number = _integer(text) if isinstance(text, str) else text
+        if number is None or not least <= number <= most:
+            bounds = f"≥ {least}" if most == 2**63 - 1 else f"from {least} to {most}"
+            raise Refusal(f"{text!r} is not an integer {bounds}")
+        return number
+
+    return read
+
+
+def positive(text: str | float) -> float:
+    """Read a finite number > 0."""
+    number = _number(text) if isinstance(text, str) else text
+    if number is None or not (math.isfinite(number) and number > 0):
+        raise Refusal(f"{text!r} is not a number > 0")
+    return float(number)
+
+
+def output_file(text: str | Path) -> Path:
+    """Read the path of an output file."""
+    if text == "-":
+        raise Refusal("the result goes to standard output in any case")
+    if not str(text).strip():
+        raise Refusal("an empty name is no file")
+    return Path(text)
+
+
+def option_value(option: Option) -> Callable[[Any], OptionValue | NoneValue]:
+    """Return a function that reads ``option`` of a stone and checks its range; None is spelt ``none``."""
+
+    def read(text: Any) -> OptionValue | NoneValue:
+        if not isinstance(text, str):
+            return NONE if text is None else text
+        if option.optional and text.lower() == "none":
+            return NONE
+        try:
+            return option.check(_as(option.type, text))
+        except OptionError as error:
+            raise Refusal(str(error).removeprefix(f"{option.name}=")) from error
+
+    return read
+
+
+def _as(kind: type, text: str) -> OptionValue:
+    """Return ``text`` as ``kind``, or unchanged where it is none, for `Option.check` to refuse with its own words."""
+    if kind is int:
+        number = _integer(text)
+        return text if number is None else number
+    if kind is float:
+        real = _number(text)
+        return text if real is None else real
+    return {"true": True, "false": False}.get(text.lower(), text) if kind is bool else text
+
+
+def _integer(text: str) -> int | None:
+    matched = re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", text.strip(), re.ASCII)
+    return int(text) if matched else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
+def suggestion(text: str, words: Any) -> str:
+    """Return ``; did you mean …?`` for the nearest of ``words``, or nothing."""
+    near = catalog.suggest(text, words)
+    return f"; did you mean {near}?" if near else ""

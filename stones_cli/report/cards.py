@@ -1,0 +1,186 @@
+"""`stones list` and `stones show`: what the cards say, from the cards alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.catalog import Stone
+from layers.formula import pretty
+from stones_cli.report.tables import Prose, Report, Table, table, value_text
+
+SYMBOLS = (
+    "N C H W are the sizes of the input (1 where it lacks the axis), S = H·W, E = N·C·S, B the bytes of an element; "
+    "train is true in training; the other symbols are options."
+)
+
+
+def listing(stones: Iterable[Stone]) -> Report:
+    """Return one row per stone."""
+    chosen = list(stones)
+    rows = [(s.name, s.kind, s.card.title, s.card.paper.authors, str(s.card.paper.year)) for s in chosen]
+    record = {"schema": "stones.list/1", "techniques": [_entry(stone) for stone in chosen]}
+    return Report(record, (table("", ("name", "kind", "title", "paper", "year"), rows),), items="techniques")
+
+
+def _entry(stone: Stone) -> dict[str, Any]:
+    card = stone.card
+    return {"name": stone.name, "kind": stone.kind, "title": card.title, "summary": card.summary, **_paper(card.paper)}
+
+
+def _paper(paper: Paper) -> dict[str, Any]:
+    return {
+        "year": paper.year,
+        "paper": {"authors": paper.authors, "title": paper.title, "venue": paper.venue, "arxiv": paper.arxiv},
+    }
+
+
+def page(stone: Stone) -> Report:
+    """Return everything that the card of ``stone`` says."""
+    return Report(_page_record(stone), tuple(_page_parts(stone)))
+
+
+def _page_record(stone: Stone) -> dict[str, Any]:
+    card = stone.card
+    return {
+        "schema": "stones.show/1",
+        **_entry(stone),
+        "formula": card.formula,
+        "options": [_option(option) for option in card.options],
+        "rules": [rule.test for rule in card.rules],
+        "derived": dict(card.derived),
+        "statistics": [_stat(stat) for stat in card.statistics],
+        "buffers": [_stat(stat) for stat in card.buffers],
+        "params": card.params,
+        "flops": dataclasses.asdict(card.flops),
+        "executed": dataclasses.asdict(_executed(card)),
+        "explained": card.explained,
+        "saved": card.saved,
+        "traffic": dataclasses.asdict(card.traffic),
+        "couples": card.couples,
+        "eval_differs": card.eval_differs,
+        "exact_gradient": card.exact_gradient,
+        "claims": [dataclasses.asdict(claim) for claim in card.claims],
+        "identities": [dataclasses.asdict(identity) for identity in card.identities],
+        "peer": card.peer.target if card.peer else None,
+        "notes": list(card.notes),
+    }
+
+
+def _option(option: Option) -> dict[str, Any]:
+    named = ("name", "default", "help", "ge", "gt", "le", "lt", "choices", "optional", "source")
+    return {"type": option.type.__name__, **{name: getattr(option, name) for name in named}}
+
+
+def _stat(stat: Stat) -> dict[str, Any]:
+    return {
+        "name": stat.name,
+        "symbolic": stat.symbolic(),
+        "shape": list(stat.shape),
+        "given": stat.given,
+        "help": stat.help,
+    }
+
+
+def _executed(card: Card) -> Flops:
+    return Flops(card.executed.forward or card.flops.forward, card.executed.backward or card.flops.backward)
+
+
+def _page_parts(stone: Stone) -> Iterator[Table | Prose]:
+    card = stone.card
+    yield Prose(f"{stone.name}: {card.title}", (card.formula, card.summary, _behaviour(card)))
+    if card.options:
+        options = ((o.name, value_text(o.default), o.expected(), o.help, o.source) for o in card.options)
+        yield table("Options", ("name", "default", "admits", "what it does", "source"), options)
+    tensors = [(stat, "computed") for stat in card.statistics] + [(stat, "kept") for stat in card.buffers]
+    if tensors:
+        rows = [(s.name, s.symbolic(), _shape(s), state, _condition(s), s.help) for s, state in tensors]
+        columns = ("name", "as the notes write it", "shape", "state", "given", "what it is")
+        yield table("Statistics and buffers", columns, rows)
+    yield table("Formulas", ("what", "formula"), _formulas(card))
+    yield Prose("", (SYMBOLS, *((card.explained,) if card.explained else ())))
+    yield from _claims(card.claims)
+    if card.identities:
+        yield table("Identities", ("equation", "under"), [(i.says, _under(i)) for i in card.identities])
+    if card.notes:
+        yield Prose("What the notes, papers or public code got wrong", card.notes)
+    yield Prose("Paper", (str(card.paper),))
+
+
+def _behaviour(card: Card) -> str:
+    couples = {
+        "never": "No sample's output depends on another",
+        "train": "In training a sample's output depends on the others of its batch",
+        "always": "A sample's output depends on the others of its batch, in evaluation too",
+    }
+    modes = _by_formula("training and evaluation differ", "training and evaluation are the same", card.eval_differs)
+    derivative = "The backward is the derivative of the forward"
+    gradient = _by_formula(
+        derivative, "The published backward is not the derivative of the forward", card.exact_gradient
+    )
+    return f"{couples[card.couples]}; {modes}. {gradient}."
+
+
+def _by_formula(when: str, otherwise: str, condition: str) -> str:
+    """Say ``when`` or ``otherwise``; both with the condition where it depends on an option."""
+    if condition in ("True", "False"):
+        return when if condition == "True" else otherwise
+    return f"{when} if {pretty(condition)}"
+
+
+def _shape(stat: Stat) -> str:
+    return "×".join(pretty(size) for size in stat.shape) or "scalar"
+
+
+def _condition(stat: Stat) -> str:
+    return "" if stat.given == "True" else pretty(stat.given)
+
+
+def _formulas(card: Card) -> list[tuple[str, str]]:
+    executed = _executed(card)
+    rows = [
+        ("parameters", card.params),
+        ("FLOPs forward", card.flops.forward),
+        ("FLOPs backward", card.flops.backward),
+        ("executed here, forward", executed.forward if executed.forward != card.flops.forward else ""),
+        ("executed here, backward", executed.backward if executed.backward != card.flops.backward else ""),
+        ("bytes saved for backward", card.saved),
+        ("least bytes moved, forward", card.traffic.forward),
+        ("least bytes moved, backward", card.traffic.backward),
+        *((f"where {name} is", text) for name, text in card.derived.items()),
+        *(("requires", rule.test) for rule in card.rules),
+    ]
+    return [(what, pretty(text)) for what, text in rows if text]
+
+
+def _claims(claims: Iterable[Claim]) -> Iterator[Table | Prose]:
+    """Yield the invariances as a table, a row per set of conditions, and the reasons as prose."""
+    made = list(claims)
+    if not made:
+        return
+    rows = [(_row(claim), ", ".join(claim.holds) or "none", ", ".join(claim.carriers)) for claim in made]
+    yield table("Invariant to (and to nothing else of the table)", ("under", "properties", "measured on"), rows)
+    reasons = dict.fromkeys(claim.why for claim in made if claim.why)
+    if reasons:
+        yield Prose("Why", tuple(reasons))
+
+
+def _row(claim: Claim) -> str:
+    parts = (
+        claim.row,
+        _options(claim.options),
+        claim.mode,
+        f"{claim.history} statistics" if "stat" in claim.row else "",
+    )
+    return "; ".join(part for part in parts if part)
+
+
+def _under(identity: Identity) -> str:
+    dims = ", ".join(f"{name}={size}" for name, size in identity.dims.items())
+    return "; ".join(part for part in (_options(identity.options), dims, identity.mode) if part)
+
+
+def _options(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={value_text(value)}" for name, value in options.items())

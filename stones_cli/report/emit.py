@@ -1,0 +1,41 @@
+"""Writing a report: to its file first, then to standard output, and only then a word that it is done."""
+
+from __future__ import annotations
+
+import sys
+
+from stones_cli import atomic
+from stones_cli.common import Destination
+from stones_cli.failures import complain
+from stones_cli.report import plain, strict
+from stones_cli.report.tables import Report
+
+
+def emit(report: Report, destination: Destination) -> None:
+    """Write ``report`` where it goes. Raises `Unavailable` for the file and OSError for standard output."""
+    if destination.file is not None:
+        atomic.write(destination.file, _rendered(report, destination.file_format, terminal=False))
+    text = _rendered(report, destination.format, terminal=sys.stdout.isatty())
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+    if destination.file is not None:
+        complain(str(destination.file), "written")
+
+
+def _rendered(report: Report, format_: str, *, terminal: bool) -> str:
+    if format_ == "table" and terminal:
+        from stones_cli.report.terminal import drawn
+
+        return drawn(report)
+    renderers = {
+        "table": plain.text,
+        "json": strict.document,
+        "jsonl": strict.lines,
+        "markdown": plain.markdown,
+        "csv": plain.comma_separated,
+    }
+    return renderers[format_](report)

@@ -1,0 +1,137 @@
+"""`stones inspect`: what the card states beside what was measured, a verdict on each pair."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from layers.formula import pretty
+from stones_cli.expect import Outcome
+from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
+
+Record = Mapping[str, Any]
+
+
+def inspection(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
+    """Return the report of one record of `profiles.facts.inspect` and of the expectations about it."""
+    return Report({**record, "expectations": judged(outcomes)}, (*_parts(record), *expected(outcomes)))
+
+
+def judged(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Return what became of the expectations, for the JSON document."""
+    return [{"expression": o.expectation.text, "found": o.found, "ok": o.ok} for o in outcomes]
+
+
+def expected(outcomes: Sequence[Outcome]) -> Iterator[Table]:
+    """Yield what became of the expectations as a table, if there are any."""
+    if outcomes:
+        rows = ((o.expectation.text, value_text(o.found), "ok" if o.ok else "failed") for o in outcomes)
+        yield table("Expectations", ("expected", "found", "verdict"), rows)
+
+
+def contradictions(record: Record) -> list[str]:
+    """Return one sentence for each number of the card that the measurement contradicts."""
+    return [
+        f"{check['what']}: the card says {value_text(check['card'])}, measured {value_text(check['measured'])}"
+        for check in record.get("checks", ())
+        if not check["ok"]
+    ]
+
+
+def _parts(record: Record) -> Iterator[Table | Prose]:
+    yield Prose("", tuple(_heading(record)))
+    yield table("Costs", _COST_COLUMNS, (row for row in _costs(record) if row[1:3] != (None, None)))
+    if record["stats"] or record["buffers"]["tensors"]:
+        yield table("Statistics and buffers", _TENSOR_COLUMNS, _tensors(record))
+    if record["params"]["tensors"]:
+        names = ("name", "shape", "elements", "bytes")
+        yield table("Parameters", names, ([t[name] for name in names] for t in record["params"]["tensors"]))
+    yield Prose("", tuple(_remarks(record)))
+
+
+def _heading(record: Record) -> Iterator[str]:
+    technique, given = record["technique"], record["input"]
+    options = ", ".join(f"{name}={value_text(value)}" for name, value in technique["options"].items())
+    yield f"{technique['name']}: {technique['title']}" if technique["title"] != technique["name"] else technique["name"]
+    yield f"{options or 'no options'}; mode {technique['mode']}"
+    output = record["output"]
+    shapes = f"input {value_text(given['shape'])}" + (f", output {value_text(output['shape'])}" if output else "")
+    yield f"{shapes}, {given['dtype']}, {given['memory_format']}, {given['device']}"
+
+
+_COST_COLUMNS = ("", "card", "measured", "unit", "verdict", "formula")
+
+
+def _costs(record: Record) -> Iterator[tuple[Cell, ...]]:
+    verdicts = {check["what"]: _verdict(check["ok"]) for check in record["checks"]}
+    params, flops, memory = record["params"], record["flops"], record["memory"]
+    total = params["total"] if record["measured"] else None
+    yield "parameters", params.get("card"), total, "", verdicts.get("params", ""), _pretty(params.get("formula"))
+    for name in ("forward", "backward"):
+        row = flops[name]
+        yield f"FLOPs {name}", row["card"], None, "FLOP", "", _pretty(row["formula"])
+        formula = _pretty(row["executed_formula"])
+        formula = "the same" if formula and row["executed_formula"] == row["formula"] else formula
+        verdict = verdicts.get(f"flops.{name}.executed", "")
+        yield f"executed {name}", row["executed_card"], _counted(row), "FLOP", verdict, formula
+        if row["macs"]:
+            yield f"in matrices {name}", None, row["macs"], "MAC", "", ""
+    if flops["fvcore"]:
+        yield "fvcore forward", None, _fvcore(flops["fvcore"]), "see below", "", ""
+    saved, verdict = memory["saved"], verdicts.get("memory.saved", "")
+    yield "saved for backward", saved["card"], saved["measured"], "byte", verdict, _pretty(saved["formula"])
+    for name in ("forward", "backward"):
+        floor = memory["floor"]
+        yield f"least traffic {name}", floor[name], None, "byte", "", _pretty(floor["formula"][name])
+        yield f"intensity {name}", memory["intensity"][name], None, "FLOP/byte", "", ""
+
+
+def _counted(row: Record) -> Cell:
+    """Return the executed operations; a lower bound where some were not counted."""
+    if row["status"] == "partial" and row["executed"] is not None:
+        return f"≥ {row['executed']:,}"
+    executed: Cell = row["executed"]
+    return executed
+
+
+def _fvcore(row: Record) -> Cell:
+    if row["value"] is None:
+        return f"unavailable: {row['error']}"
+    value: Cell = row["value"] if row["status"] == "complete" else f"≥ {row['value']:,}"
+    return value
+
+
+_TENSOR_COLUMNS = ("name", "symbolic", "card", "measured", "bytes", "in state_dict", "what it is")
+
+
+def _tensors(record: Record) -> Iterator[tuple[Cell, ...]]:
+    for row in (*record["stats"], *record["buffers"]["tensors"]):
+        shapes = row["card"], row["observed"] if record["measured"] else None
+        yield row["name"], row["symbolic"], *shapes, row["bytes"], row.get("kept"), row["help"]
+
+
+def _remarks(record: Record) -> Iterator[str]:
+    flops = record["flops"]
+    yield f"FLOPs: {flops['convention']}."
+    if flops["fvcore"]:
+        yield f"fvcore: {flops['fvcore']['unit']}."
+    for name in ("forward", "backward"):
+        if flops[name]["uncounted"]:
+            yield f"not counted in {name}: {_times(flops[name]['uncounted'])}"
+    if flops["fvcore"] and flops["fvcore"]["uncounted"]:
+        yield f"not counted by fvcore: {_times(flops['fvcore']['uncounted'])}"
+    if flops["explained"]:
+        yield flops["explained"]
+    yield from record["notes"]
+
+
+def _times(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in counts.items())
+
+
+def _pretty(text: str | None) -> str:
+    return pretty(text) if text else ""
+
+
+def _verdict(ok: bool) -> str:
+    return "ok" if ok else "failed"

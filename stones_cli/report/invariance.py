@@ -1,0 +1,91 @@
+"""`stones check-invariance`: one matrix, a row per technique under conditions, a column per property."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from stones_cli.report.tables import Cell, Prose, Report, Table, table
+
+if TYPE_CHECKING:
+    from profiles.invariance import Row
+    from profiles.transformations import Property
+
+LEGEND = (
+    "yes: the output stays, no: it changes, with the largest change relative to the largest output; both as claimed. "
+    "FAILED: not as claimed. (yes), (no): nothing was claimed. –: not measured."
+)
+
+
+def matrix(rows: Sequence[Row], *, verbose: bool) -> Report:
+    """Return the matrix of ``rows``; counterexamples below it for what failed, with ``verbose`` for every “no”."""
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        lines.setdefault((row.stone, _conditions(row), row.carrier), {})[row.property] = row
+    measured = {label: cells for label, cells in lines.items() if any(c.verdict != "n/a" for c in cells.values())}
+    columns = list(dict.fromkeys(row.property for row in rows))
+    body = [
+        (*label, *(_cell(cells[name]) if name in cells else "" for name in columns))
+        for label, cells in measured.items()
+    ]
+    parts: list[Table | Prose] = [
+        Table("", ("technique", "under", "behind", *columns), tuple(body)),
+        Prose("", (LEGEND,)),
+    ]
+    examples = tuple(
+        _counterexample(row) for row in rows if row.counterexample and (verbose or row.verdict == "failed")
+    )
+    if examples:
+        parts.append(Prose("Counterexamples", examples))
+    ok = not any(row.verdict == "failed" for row in rows)
+    record = {"schema": "stones.invariance/1", "rows": list(rows), "ok": ok}
+    return Report(record, tuple(parts), items="rows", data=_long(rows))
+
+
+def definitions(properties: Iterable[Property]) -> Report:
+    """Return what each property is."""
+    made = list(properties)
+    record = {
+        "schema": "stones.properties/1",
+        "properties": [{"name": p.id, "title": p.title, "definition": p.definition, "paper": p.paper} for p in made],
+    }
+    rows = ((p.id, p.title, p.definition, p.paper) for p in made)
+    return Report(record, (table("", ("property", "title", "definition", "in the paper"), rows),), items="properties")
+
+
+def _conditions(row: Row) -> str:
+    mode = row.mode if row.mode == "train" else f"{row.mode}, {row.history} statistics"
+    return row.row if row.mode in row.row else "; ".join(part for part in (row.row, mode) if part)
+
+
+def _cell(row: Row) -> str:
+    if row.verdict == "n/a":
+        return "–"
+    found = "unclear" if row.holds is None else "yes" if row.holds else "no"
+    number = (
+        "" if row.deviation is None else f" {row.deviation:.0e}" if row.deviation < 0.01 else f" {row.deviation:.2g}"
+    )
+    if row.verdict == "failed":
+        return f"FAILED {found}{number}"
+    return f"({found}){number}" if row.expected is None else f"{found}{number}"
+
+
+def _counterexample(row: Row) -> str:
+    found = row.counterexample
+    assert found is not None
+    where = ", ".join(map(str, found.index))
+    return (
+        f"{row.stone} ({_conditions(row)}), {row.property} behind {row.carrier}: output[{where}] was "
+        f"{found.before:.6g}, becomes {found.after:.6g} (seed {found.seed})"
+    )
+
+
+def _long(rows: Sequence[Row]) -> Table:
+    """One line per cell, for programs."""
+    names = ("stone", "row", "mode", "history", "property", "carrier", "expected", "holds", "deviation", "verdict")
+
+    def cells() -> Iterator[tuple[Cell, ...]]:
+        for row in rows:
+            yield tuple(getattr(row, name) for name in names)
+
+    return Table("", names, tuple(cells()))

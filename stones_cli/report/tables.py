@@ -1,0 +1,92 @@
+"""What a report is made of: plain tables and paragraphs, without a thought of how they are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stones_cli.visible import one_line
+
+Cell = str | int | float | bool | None | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns. A cell is a value, not its text, so that CSV can keep it exact."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For each column, whether it holds numbers only: those stand on the right."""
+        return tuple(
+            any(cell is not None for cell in column) and all(_is_number(cell) or cell is None for cell in column)
+            for column in (zip(*self.rows, strict=True) if self.rows else ((),) * len(self.columns))
+        )
+
+    def texts(self) -> list[list[str]]:
+        """Return every cell as one printable line."""
+        return [[text_of(cell) for cell in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Prose:
+    """Paragraphs under a title, each on one line here and folded where it is drawn; the title may be empty."""
+
+    title: str
+    paragraphs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """One result. ``record`` is the JSON document; ``parts`` tell it to people.
+
+    ``items`` names the list in the record whose entries are the lines of JSON Lines; without it there is one line.
+    ``data`` is what CSV shows where that is not the first table.
+    """
+
+    record: Mapping[str, Any]
+    parts: tuple[Table | Prose, ...]
+    items: str = ""
+    data: Table | None = None
+
+    @property
+    def main(self) -> Table:
+        """The table that CSV shows: ``data``, or else the first part that is a table."""
+        return self.data or next((part for part in self.parts if isinstance(part, Table)), Table("", (), ()))
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Cell]]) -> Table:
+    """Return a table, leaving out the columns that are empty in every row (unless there is no row)."""
+    names, made = tuple(columns), [tuple(row) for row in rows]
+    kept = [i for i in range(len(names)) if not made or any(row[i] not in (None, "") for row in made)]
+    return Table(title, tuple(names[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in made))
+
+
+def text_of(cell: Cell) -> str:
+    """Return a cell as one printable line: 1,024 for an integer, 8x32 for sizes, yes and no."""
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    if isinstance(cell, str):
+        return one_line(cell)
+    return "x".join(map(str, cell)) or "scalar"
+
+
+def value_text(value: Any) -> str:
+    """Return any value of a record as the command line spells it: 8x32, true, none, 128."""
+    if isinstance(value, (list, tuple)) and all(isinstance(entry, int) for entry in value):
+        return "x".join(map(str, value)) or "scalar"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, (int, float)) and not isinstance(cell, bool)

@@ -1,0 +1,98 @@
+"""Reports for a terminal: boxes, a little colour, text folded to its width. The only file that knows rich."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table as Drawn
+from rich.text import Text
+
+from stones_cli.report.tables import Prose, Report, Table
+from stones_cli.visible import one_line
+
+_VERDICTS = {
+    "ok": "green",
+    "failed": "bold red",
+    "pass": "green",
+    "fail": "bold red",
+    "FAILED": "bold red",
+    "inconclusive": "yellow",
+}
+
+
+def drawn(report: Report) -> str:
+    """Return the report as the terminal behind standard output shows it; NO_COLOR leaves out every escape."""
+    settings = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, **settings)  # type: ignore[arg-type]
+    with console.capture() as capture:
+        for number, part in enumerate(report.parts):
+            if number:
+                console.print()
+            if part.title:
+                console.print(Text(one_line(part.title), style="bold"))
+            width = console.width
+            console.print(_prose(part, width) if isinstance(part, Prose) else _table(part, width))
+    return capture.get()
+
+
+def _prose(part: Prose, width: int) -> Group:
+    texts = (Text(one_line(paragraph)) for paragraph in part.paragraphs)
+    return Group(*(_indented(text, width) if part.title else text for text in texts))
+
+
+def _indented(text: Text, width: int) -> RenderableType:
+    return Padding(text, (0, 0, 0, 2)) if width > _NARROW else text
+
+
+def _table(part: Table, width: int) -> RenderableType:
+    """Draw a table, or its rows one below the other where the words of its columns do not fit side by side."""
+    rows = part.texts()
+    columns = [[name, *cells] for name, *cells in zip(part.columns, *rows, strict=True)]
+    widths = _widths(columns, width)
+    if widths is None:
+        return Group(*_stacked(part.columns, rows, width))
+    made = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column, right, size in zip(part.columns, part.numeric, widths, strict=True):
+        made.add_column(Text(column), justify="right" if right else "left", overflow="fold", width=size)
+    for row in rows:
+        made.add_row(*map(_styled, row))
+    return made
+
+
+_BETWEEN = 3  # characters from one column to the next
+_NARROW = 20  # up to this width nothing is indented
+
+
+def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """Return a width for each column so that no word breaks, or None where that is impossible.
+
+    The widest column gives way first. (rich shrinks columns too, but then breaks words or, kept from that, loses them.)
+    """
+    least = [max(max(map(cell_len, cell.split()), default=0) for cell in column) for column in columns]
+    sizes = [max(map(cell_len, column)) for column in columns]
+    room = width - _BETWEEN * (len(columns) - 1)
+    if sum(least) > room:
+        return None
+    while sum(sizes) > room:
+        widest = max(range(len(sizes)), key=lambda number: (sizes[number] > least[number], sizes[number]))
+        sizes[widest] -= 1
+    return sizes
+
+
+def _stacked(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[RenderableType]:
+    """Yield each row as a line of its own for its first cell, and one for each other that is not empty."""
+    for first, *rest in rows:
+        yield Text(first)
+        for column, cell in zip(columns[1:], rest, strict=True):
+            if cell:
+                yield _indented(Text(f"{column}: ").append_text(_styled(cell)), width)
+
+
+def _styled(cell: str) -> Text:
+    return Text(cell, style=_VERDICTS.get(cell.partition(" ")[0], ""))

@@ -1,0 +1,52 @@
+"""`stones inspect` of a technique that transforms a model: which parameters it froze, set anew or penalizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from stones_cli.expect import Outcome
+from stones_cli.report.inspection import expected, judged
+from stones_cli.report.tables import Prose, Report, Table, table, value_text
+
+Record = Mapping[str, Any]
+
+
+def transformation(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
+    """Return the report of one record of `profiles.transforms.inspect` and of the expectations about it."""
+    return Report({**record, "expectations": judged(outcomes)}, (*_parts(record), *expected(outcomes)))
+
+
+def _parts(record: Record) -> Iterator[Table | Prose]:
+    technique, model, params = record["technique"], record["model"], record["params"]
+    options = ", ".join(f"{name}={value_text(value)}" for name, value in technique["options"].items())
+    yield Prose(
+        "",
+        (
+            f"{technique['name']}: {technique['title']}",
+            options or "no options",
+            f"applied to {model['name']} of {model['modules']} modules",
+        ),
+    )
+    total = params["total"]
+    rows = [(what.replace("_", " "), params[what], params[what] / total if total else None) for what in _WHAT]
+    yield table("Parameters", ("", "elements", "share"), rows)
+    if record["penalty"] is not None:
+        yield table("Penalty", ("", "value"), [("at the model as it is", record["penalty"])])
+    yield table("Each parameter", ("name", "module", "shape", "elements", "what happens"), map(_row, params["tensors"]))
+    if record["buffers_changed"]:
+        yield Prose("", (f"{record['buffers_changed']:,} elements of buffers changed.",))
+
+
+_WHAT = ("total", "trainable_before", "trainable", "set", "penalized")
+
+
+def _row(tensor: Record) -> tuple[Any, ...]:
+    done = {
+        "frozen": tensor["trainable_before"] and not tensor["trainable"],
+        "made trainable": tensor["trainable"] and not tensor["trainable_before"],
+        "set": tensor["set"],
+        "penalized": tensor["penalized"],
+    }
+    words = ", ".join(word for word, true in done.items() if true)
+    return tensor["name"], tensor["module"], tensor["shape"], tensor["elements"], words or "as it was"

@@ -1,0 +1,52 @@
+"""Running the command line in a test: in this process for its logic, as a process of its own for everything else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from stones_cli.app import app
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "stones_cli"]
+
+
+def invoke(*arguments):
+    """Run in this process; a bug shows as its own exception."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output, result.output
+    return result
+
+
+def environment(**variables):
+    """The environment of a process that finds this checkout, with ``variables`` set, or removed where None."""
+    changed = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return {name: value for name, value in changed.items() if value is not None}
+
+
+def process(*arguments, cwd=ROOT, stdout=subprocess.PIPE, **variables):
+    """Run a process to its end."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**variables), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
+    )
+
+
+def at_once(*lines, **variables):
+    """Start one process per command line, all together, and return what became of each."""
+    started = [
+        subprocess.Popen(
+            [*COMMAND, *line],
+            cwd=ROOT,
+            env=environment(**variables),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in lines
+    ]
+    return [(*running.communicate(timeout=60), running.returncode) for running in started]

@@ -1,0 +1,128 @@
+"""Expectations: how they are written, looked up and judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from profiles.errors import Refusal
+from stones_cli.expect import find, judge, parse
+
+RECORD = {
+    "params": {"total": 128, "trainable": 64},
+    "stats": [
+        {"name": "mean", "shape": [8, 32], "kept": False},
+        {"name": "rstd", "shape": [64]},
+        {"name": "mean", "shape": [1, 1]},
+    ],
+    "flops": {"forward": {"total": 3_670_528, "status": "complete"}},
+    "ratio": 1.25,
+    "output": None,
+    "ok": True,
+}
+
+
+def holds(text):
+    (outcome,) = judge([parse(text)], RECORD)
+    return outcome.ok
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "params=128",
+        "params==128",
+        "params = 128.0",
+        "params.trainable=64",
+        "params!=127",
+        "params<129",
+        "params<=128",
+        "params>127",
+        "params>=128",
+        "params>-1",
+        "stats.mean.shape=8x32",
+        "stats.mean.shape=8×32",
+        "stats.mean.shape=8,32",
+        "stats.mean.shape=[8,32]",
+        "stats.rstd.shape=64",
+        "stats.2.shape=1x1",
+        "stats.mean.kept=false",
+        "flops.forward<=3.7M",
+        "flops.forward=3670.528k",
+        "flops.forward<1G",
+        "flops.forward.status=complete",
+        "flops.forward.status!=partial",
+        "ratio=1.25",
+        "ratio<1.3",
+        "ratio=125e-2",
+        "output=none",
+        "output=null",
+        "ok=true",
+    ],
+)
+def test_what_holds(text):
+    assert holds(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "params=127",
+        "params!=128",
+        "params<128",
+        "params>128",
+        "stats.mean.shape=32x8",
+        "stats.mean.shape=8",
+        "stats.mean<3",
+        "stats.mean.kept=0",
+        "flops.forward<=2.7M",
+        "flops.forward.status>1",
+        "ratio>=1.26",
+        "output=0",
+        "output<1",
+        "ok=1",
+        "ok=false",
+        "ok>0",
+    ],
+)
+def test_what_fails(text):
+    assert not holds(text)
+
+
+def test_every_comparison_has_its_opposite():
+    for one, other in (("=", "!="), ("<", ">="), (">", "<=")):
+        for wanted in (127, 128, 129):
+            assert holds(f"params{one}{wanted}") != holds(f"params{other}{wanted}")
+
+
+@pytest.mark.parametrize("text", ["", "params", "=3", "params=", "<=3", "params~3", "a b=3", "params<x", "params>8x32"])
+def test_what_is_no_expectation_is_refused(text):
+    with pytest.raises(Refusal, match=r"key=value|compares by size"):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("parms", "did you mean params"),
+        ("flops.foward", "did you mean flops.forward"),
+        ("stats.meen.shape", "did you mean stats.mean"),
+        ("stats.7", "there are mean, rstd"),
+        ("qqq", "there are params, stats"),
+        ("ratio.low", "nothing is below"),
+        ("output.shape", "nothing is below"),
+    ],
+)
+def test_an_unknown_key_names_near_ones(key, hint):
+    with pytest.raises(Refusal, match=hint):
+        find(RECORD, key)
+
+
+def test_a_failure_tells_what_was_found():
+    (outcome,) = judge([parse("stats.mean.shape=8x33")], RECORD)
+    assert str(outcome) == "expected stats.mean.shape=8x33, found stats.mean.shape=8x32"
+
+
+def test_a_huge_number_is_compared_exactly():
+    record = {"n": 10**30 + 1}
+    assert judge([parse(f"n={10**30 + 1}")], record)[0].ok
+    assert not judge([parse("n=1e30")], record)[0].ok

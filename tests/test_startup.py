@@ -1,0 +1,143 @@
+"""What a command imports, and what its start costs beside ``import torch``: causes strictly, the clock as ratios."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from command_line import COMMAND, ROOT, environment
+
+from layers import catalog
+from stones_cli.common import FORMATS
+
+HEAVY = ("torch", "numpy", "yaml", "fvcore", "pydantic", "matplotlib", "sympy", "rich")
+LIGHT = [
+    ["--help"],
+    ["--version"],
+    [],
+    ["nosuch"],
+    ["list"],
+    ["list", "--json", "--since", "2015"],
+    ["list", "--kind", "nosuch"],
+    *(["show", name] for name in catalog.stones()),
+    *(["show", "gn", "--format", form] for form in FORMATS),
+    ["show", "nosuch"],
+    ["inspect", "--help"],
+    ["inspect", "gn", "--help"],
+    ["inspect", "gn", "--groups", "48"],
+    ["inspect", "gn", "--groups", "0"],
+    ["inspect", "gn", "--gruops", "4"],
+    ["inspect", "gn", "-i", "8xx"],
+    ["inspect", "gn", "-i", "100000x100000x100000x100000"],
+    ["inspect", "gn", "--device", "tpu"],
+    ["inspect", "gn", "-o", "/nonexistent/out"],
+    ["inspect", "gn", "--expect", "params"],
+    ["inspect", "gn", "--no-measure", "--expect", "params=128"],
+    ["inspect", "gn", "--no-measure", "--expect", "nosuch=128"],
+    ["bench", "--help"],
+    ["bench", "gn", "--groups", "48"],
+    ["bench", "gn", "--rounds", "0"],
+    ["check-invariance", "--help"],
+    ["check-invariance", "ln", "--property", "nosuch"],
+    ["check-invariance", "--list"],
+    ["check-identities", "--help"],
+    ["check-identities", "nosuch"],
+]  # fmt: skip
+TORCH = [sys.executable, "-c", "import torch"]
+
+
+def imported(lines, names):
+    """Run ``lines`` one after another in one process and return what of ``names`` each had imported at its end."""
+    program = (
+        "import sys\n"
+        "from stones_cli.commands import run\n"
+        f"for line in {lines!r}:\n"
+        "    status = run(line)\n"
+        f"    print('found', status, sorted(set({names!r}) & set(sys.modules)), line, file=sys.stderr, flush=True)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    return re.findall(r"^found (\d+) (\[.*?\]) (\[.*\])$", result.stderr, re.MULTILINE)
+
+
+def test_light_commands_and_usage_errors_import_nothing_heavy():
+    found = imported(LIGHT, HEAVY)
+    assert len(found) == len(LIGHT)
+    assert {(modules, line) for _, modules, line in found if modules != "[]"} == set()
+    assert {status for status, *_ in found} <= {"0", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("words", "offers"),
+    [
+        ("stones ", "inspect"),
+        ("stones inspect g", "gn"),
+        ("stones bench bn g", "gn"),
+        ("stones show l", "ln"),
+        ("stones inspect gn --gr", "--groups"),
+        ("stones bench gn --gr", "--groups"),
+        ("stones inspect gn --d", "--dtype"),
+        ("stones inspect ln --axes ", "channel"),
+        ("stones inspect gn --dtype b", "bfloat16"),
+        ("stones list --kind n", "norm"),
+        ("stones check-invariance ln --property x-", "x-scale"),
+        ("stones inspect torch.nn:GroupNorm --d", "--dtype"),
+    ],
+)
+def test_completion_offers_names_options_and_values_without_torch(words, offers):
+    parts = words.split(" ")
+    program = (
+        "import sys, atexit\nfrom stones_cli.commands import run\n"
+        f"atexit.register(lambda: print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr))\n"
+        "run([])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment(_STONES_COMPLETE="complete_bash", COMP_WORDS=words, COMP_CWORD=str(len(parts) - 1)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert offers in result.stdout.split()
+    assert result.stderr == "[]\n"
+
+
+def test_inspect_imports_no_compiler():
+    small = ["--groups", "3", "-i", "4x12x3x5"]
+    slow = ("torch._dynamo", "sympy", "matplotlib", "pydantic", "yaml", "pandas", "scipy")
+    (found,) = imported([["inspect", "gn", *small, "--no-fvcore"]], (*slow, "fvcore"))
+    assert found[:2] == ("0", "[]")
+    (found,) = imported([["inspect", "gn", *small, "--eval"]], slow[:3])
+    assert found[:2] == ("0", "[]")
+
+
+def cpu_seconds(command):
+    """The processor time of one process, the best of three."""
+
+    def once():
+        running = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(running.pid, 0)
+        running.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_utime + usage.ru_stime
+
+    return min(once() for _ in range(3))
+
+
+@pytest.fixture(scope="module")
+def torch_seconds():
+    return cpu_seconds(TORCH)
+
+
+@pytest.mark.parametrize("line", ["--help", "list", "show gn", "inspect gn --help", "inspect gn --groups 48"])
+def test_light_commands_cost_little_beside_torch(line, torch_seconds):
+    assert cpu_seconds([*COMMAND, *line.split()]) <= 0.15 * torch_seconds
+
+
+@pytest.mark.parametrize("line", ["inspect gn", "inspect gn --json"])
+def test_a_whole_inspection_costs_no_more_than_the_import_of_torch(line, torch_seconds):
+    assert cpu_seconds([*COMMAND, *line.split()]) <= 1.0 * torch_seconds
