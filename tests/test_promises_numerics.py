@@ -1,0 +1,169 @@
+"""Every memory layout gives the same numbers, and every dtype the digits that it has."""
+
+import copy
+
+import pytest
+import torch
+from harness import (
+    BATCH,
+    CHANNELS,
+    Case,
+    assert_near,
+    assert_passes,
+    cases,
+    normal,
+    outputs,
+    run,
+    scale,
+)
+from layouts import LAST, LAYOUTS, channels_last, contiguous, transposed
+
+from layers.observe import observing
+
+C = CHANNELS
+HALVES = (torch.bfloat16, torch.float16)
+PAST = {mean: lambda shape, seed, mean=mean: normal(shape, seed) + mean for mean in (0.0, 32.0, 1e3, 1e4)}
+
+
+@pytest.mark.parametrize("case", cases())
+def test_every_layout_of_input_and_gradient_gives_the_same(case: Case):
+    for shape in case.shapes():
+        x, upstream = normal(shape, seed=1), normal(shape, seed=7)
+        wanted = run(case.layer(), x, upstream)
+        for name, lay in LAYOUTS.items():
+            for other, lay_upstream in LAYOUTS.items():
+                if name == other or ("contiguous" in (name, other) and shape == case.shape()):
+                    found = run(case.layer(), lay(x), lay_upstream(upstream))
+                    for what, tensor in found.tensors().items():
+                        assert_near(tensor, wanted.tensors()[what], 1e-10, what=f"{what}, {shape}, {name}, {other}")
+
+
+@pytest.mark.parametrize("case", cases())
+def test_expanded_inputs_and_gradients_of_stride_zero_are_right(case: Case):
+    shape = case.shape()
+    for axis in range(len(shape)):
+        x, upstream = (normal(shape, seed=seed) for seed in (1, 7))
+        flat_gradient = upstream.narrow(axis, 0, 1).expand(shape)
+        flat_input = x.narrow(axis, 0, 1).expand(shape)
+        for ours, theirs in ((x, flat_gradient), (flat_input, upstream), (x, upstream[:1, :1].sum().expand(shape))):
+            wanted = run(case.layer(), ours.contiguous(), theirs.contiguous())
+            layer = case.layer()
+            leaf = ours.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(outputs(layer(leaf))[0], leaf, theirs)
+            deviation = scale(gradient - wanted.x)
+            assert deviation <= 1e-10 * max(scale(wanted.x), scale(theirs)), (
+                f"gradient of x along axis {axis} deviates by {deviation}"
+            )
+
+
+@pytest.mark.parametrize("case", cases())
+def test_the_output_keeps_the_memory_format(case: Case):
+    layer = case.layer(torch.float32)
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in case.shapes((BATCH, C, 3, 4), (BATCH, C, 5), (BATCH, C, 2, 3, 2)):
+            for lay in (contiguous, channels_last) if len(shape) in LAST else (contiguous,):
+                x = lay(normal(shape, dtype=dtype))
+                y = outputs(copy.deepcopy(layer)(x))[0]
+                assert y.stride() == x.stride(), f"{shape} {x.stride()} became {y.stride()}"
+
+
+@pytest.mark.parametrize("case", cases())
+def test_a_layer_moved_to_channels_last_is_the_same_layer(case: Case):
+    layer = case.layer()
+    x = channels_last(normal(case.shape(), seed=1))
+    wanted = run(copy.deepcopy(layer), x)
+    if x.dim() == 4:
+        assert_passes(run(layer.to(memory_format=torch.channels_last), x), wanted)
+
+
+def widened(layer):
+    """The same layer in float64: the truth about a narrower one on the same rounded data."""
+    return copy.deepcopy(layer).double()
+
+
+def assert_accurate(layer, x, within, gradients):
+    """Compare output, gradients and buffers with float64 on the same rounded numbers, relative to their scale."""
+    upstream = normal(x.shape, seed=7).to(x.dtype)
+    wanted = run(widened(layer), x.double(), upstream.double())
+    found = run(layer, x, upstream)
+    assert found.y.dtype == x.dtype
+    assert found.x.dtype == x.dtype
+    assert_near(found.y, wanted.y, within, what=f"y in {x.dtype}")
+    for name in gradients:
+        assert_near(found.tensors()[name], wanted.tensors()[name], within, what=f"{name} in {x.dtype}")
+    for name, buffer in found.buffers.items():
+        kept = torch.finfo(buffer.dtype).eps if buffer.is_floating_point() else 0
+        assert_near(buffer, wanted.buffers[name], max(within, 8 * kept), what=f"buffer {name} in {x.dtype}")
+
+
+def prepared(case, dtype, shape, mean=0.0):
+    """An input in ``dtype``, and a layer whose past was of its kind."""
+    return (normal(shape, seed=1) + mean).to(dtype), case.layer(dtype, inputs=PAST[mean])
+
+
+def gradients(layer, shape):
+    """The gradients to compare. Over two values (N, C) with N = 2 a gradient is all cancellation."""
+    return [f"gradient of {name}" for name in ("x", *dict(layer.named_parameters()))] if len(shape) > 2 else []
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", cases())
+def test_half_precision_loses_only_the_last_digits(case: Case, dtype):
+    for shape in case.shapes():
+        x, layer = prepared(case, dtype, shape)
+        assert_accurate(layer, x, 8 * torch.finfo(dtype).eps, gradients(layer, shape))
+        assert_accurate(layer.float(), x, 8 * torch.finfo(dtype).eps, gradients(layer, shape))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("case", cases())
+def test_large_reductions_in_half_precision_neither_overflow_nor_stall(case: Case, dtype):
+    x, layer = prepared(case, dtype, case.shape((BATCH, C, 72, 72)), mean=32.0)
+    for lay in (contiguous, channels_last):
+        assert_accurate(copy.deepcopy(layer), lay(x), 16 * torch.finfo(dtype).eps, gradients(layer, x.shape)[:1])
+
+
+@pytest.mark.parametrize(("mean", "within"), [(1e3, 3e-3), (1e4, 3e-2)], ids=["1e3", "1e4"])
+@pytest.mark.parametrize("case", cases())
+def test_a_mean_far_above_the_spread_costs_no_accuracy(case: Case, mean, within):
+    for shape in case.shapes((BATCH, C, 9, 8), (BATCH, C, 70), (BATCH, C), (BATCH, C, 3, 4, 5)):
+        x, layer = prepared(case, torch.float32, shape, mean)
+        for lay in (contiguous, channels_last, transposed):
+            assert_accurate(copy.deepcopy(layer), lay(x), within, gradients(layer, shape)[:1])
+
+
+@pytest.mark.parametrize("case", cases())
+def test_autocast_works_and_keeps_the_dtype(case: Case):
+    layer = case.layer(torch.float32)
+    shape = case.shape()
+    before = torch.nn.Linear(shape[-1], shape[-1], bias=False)
+    x = normal(shape, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = outputs(widened(layer)(before.double()(x.double())))[0]
+    before.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        into = before(x.requires_grad_())
+        y = outputs(copy.deepcopy(layer)(into))[0]
+        wide = outputs(copy.deepcopy(layer)(into.float()))[0]
+    assert (y.dtype, wide.dtype) == (torch.bfloat16, torch.float32)
+    assert_near(y, wanted, 16 * torch.finfo(torch.bfloat16).eps, what="y")
+    (y.float() * normal(shape, seed=7)).sum().backward()
+    assert x.grad.isfinite().all()
+    assert before.weight.grad.any()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("case", cases())
+def test_constant_inputs_stay_finite(case: Case, value):
+    shape = case.shape((BATCH, C, 5, 4))
+    whole, channel, sample = (normal(shape, dtype=torch.float32) for _ in range(3))
+    whole.fill_(value)
+    channel[:, 3] = value
+    sample[1] = value
+    for x in (whole, channel, sample):
+        for lay in (contiguous, channels_last):
+            layer = case.layer(torch.float32)
+            with observing() as seen:
+                found = run(layer, lay(x))
+            for name, tensor in {**seen, **found.tensors()}.items():
+                assert tensor.isfinite().all(), name
