@@ -20,6 +20,7 @@ FORMATS = ("table", "json", "jsonl", "markdown", "csv")
 SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".csv": "csv", ".txt": "table"}
 SETUP, OUTPUT = "Setup", "Output"
 SHAPE = parse.Shape((8, 64, 32, 32))
+BENCH_SHAPE = parse.Shape((32, 64, 56, 56))  # larger than caches: what a training step sees
 
 
 def option(*flags: str, read: Callable[[str], Any], of: str, help: str, panel: str, words: Sequence[str] = ()) -> Any:

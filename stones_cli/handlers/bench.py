@@ -100,7 +100,7 @@ def bench(
     compile_: Compile = False,
     max_ratio: MaxRatio = None,
     fail_inconclusive: FailInconclusive = False,
-    shape: common.Input = common.SHAPE,
+    shape: common.Input = common.BENCH_SHAPE,
     dtype: common.Dtype = "float32",
     device: common.Device = "cpu",
     memory_format: common.MemoryFormat = "contiguous",

@@ -40,12 +40,16 @@ def contradictions(record: Record) -> list[str]:
 
 def _parts(record: Record) -> Iterator[Table | Prose]:
     yield Prose("", tuple(_heading(record)))
+    yield table("Operations", _OPERATION_COLUMNS, (row for row in _operations(record) if any(row[1:5]) or row[3] == 0))
     yield table("Costs", _COST_COLUMNS, (row for row in _costs(record) if row[1:3] != (None, None)))
     if record["stats"] or record["buffers"]["tensors"]:
         yield table("Statistics and buffers", _TENSOR_COLUMNS, _tensors(record))
     if record["params"]["tensors"]:
         names = ("name", "shape", "elements", "bytes")
         yield table("Parameters", names, ([t[name] for name in names] for t in record["params"]["tensors"]))
+    formulas = [row for row in _formulas(record) if row[1]]
+    if formulas:
+        yield table("Formulas of the card", ("", "formula"), formulas)
     yield Prose("", tuple(_remarks(record)))
 
 
@@ -59,31 +63,46 @@ def _heading(record: Record) -> Iterator[str]:
     yield f"{shapes}, {given['dtype']}, {given['memory_format']}, {given['device']}"
 
 
-_COST_COLUMNS = ("", "card", "measured", "unit", "verdict", "formula")
+_OPERATION_COLUMNS = ("", "definition", "card", "executed", "fvcore", "verdict")
+
+
+def _operations(record: Record) -> Iterator[tuple[Cell, ...]]:
+    """One row of FLOPs and one of MACs per pass: the definition, what the card says is executed, what is, fvcore."""
+    verdicts = {check["what"]: _verdict(check["ok"]) for check in record["checks"]}
+    for name in ("forward", "backward"):
+        row = record["flops"][name]
+        fvcore = _fvcore(record["flops"]["fvcore"]) if name == "forward" else None
+        verdict = verdicts.get(f"flops.{name}.executed", "")
+        yield f"FLOPs {name}", row["card"], row["executed_card"], _counted(row), fvcore, verdict
+        yield f"MACs {name}", None, None, row["macs"], None, ""
+
+
+_COST_COLUMNS = ("", "card", "measured", "unit", "verdict")
 
 
 def _costs(record: Record) -> Iterator[tuple[Cell, ...]]:
     verdicts = {check["what"]: _verdict(check["ok"]) for check in record["checks"]}
-    params, flops, memory = record["params"], record["flops"], record["memory"]
+    params, memory = record["params"], record["memory"]
     total = params["total"] if record["measured"] else None
-    yield "parameters", params.get("card"), total, "", verdicts.get("params", ""), _pretty(params.get("formula"))
+    yield "parameters", params.get("card"), total, "", verdicts.get("params", "")
+    saved = memory["saved"]
+    yield "saved for backward", saved["card"], saved["measured"], "byte", verdicts.get("memory.saved", "")
     for name in ("forward", "backward"):
-        row = flops[name]
-        yield f"FLOPs {name}", row["card"], None, "FLOP", "", _pretty(row["formula"])
-        formula = _pretty(row["executed_formula"])
-        formula = "the same" if formula and row["executed_formula"] == row["formula"] else formula
-        verdict = verdicts.get(f"flops.{name}.executed", "")
-        yield f"executed {name}", row["executed_card"], _counted(row), "FLOP", verdict, formula
-        if row["macs"]:
-            yield f"in matrices {name}", None, row["macs"], "MAC", "", ""
-    if flops["fvcore"]:
-        yield "fvcore forward", None, _fvcore(flops["fvcore"]), "see below", "", ""
-    saved, verdict = memory["saved"], verdicts.get("memory.saved", "")
-    yield "saved for backward", saved["card"], saved["measured"], "byte", verdict, _pretty(saved["formula"])
+        yield f"least traffic {name}", memory["floor"][name], None, "byte", ""
+        yield f"intensity {name}", memory["intensity"][name], None, "FLOP/byte", ""
+
+
+def _formulas(record: Record) -> Iterator[tuple[str, str]]:
+    """Every formula of the card that a number above comes from."""
+    yield "parameters", _pretty(record["params"].get("formula"))
     for name in ("forward", "backward"):
-        floor = memory["floor"]
-        yield f"least traffic {name}", floor[name], None, "byte", "", _pretty(floor["formula"][name])
-        yield f"intensity {name}", memory["intensity"][name], None, "FLOP/byte", "", ""
+        row = record["flops"][name]
+        yield f"FLOPs {name}", _pretty(row["formula"])
+        if row["executed_formula"] != row["formula"]:
+            yield f"executed {name}", _pretty(row["executed_formula"])
+    yield "saved for backward", _pretty(record["memory"]["saved"]["formula"])
+    for name in ("forward", "backward"):
+        yield f"least traffic {name}", _pretty(record["memory"]["floor"]["formula"][name])
 
 
 def _counted(row: Record) -> Cell:
@@ -94,7 +113,9 @@ def _counted(row: Record) -> Cell:
     return executed
 
 
-def _fvcore(row: Record) -> Cell:
+def _fvcore(row: Record | None) -> Cell:
+    if row is None:
+        return None
     if row["value"] is None:
         return f"unavailable: {row['error']}"
     value: Cell = row["value"] if row["status"] == "complete" else f"≥ {row['value']:,}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from stones_cli.report.tables import Cell, Prose, Report, Table, table
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from profiles.invariance import Row
     from profiles.transformations import Property
 
+Label = tuple[str, str, str]  # technique, conditions, carrier
 LEGEND = (
     "yes: the output stays, no: it changes, with the largest change relative to the largest output; both as claimed. "
     "FAILED: not as claimed. (yes), (no): nothing was claimed. –: not measured."
@@ -19,7 +20,7 @@ LEGEND = (
 
 def matrix(rows: Sequence[Row], *, verbose: bool) -> Report:
     """Return the matrix of ``rows``; counterexamples below it for what failed, with ``verbose`` for every “no”."""
-    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    lines: dict[Label, dict[str, Row]] = {}
     for row in rows:
         lines.setdefault((row.stone, _conditions(row), row.carrier), {})[row.property] = row
     measured = {label: cells for label, cells in lines.items() if any(c.verdict != "n/a" for c in cells.values())}
@@ -29,7 +30,7 @@ def matrix(rows: Sequence[Row], *, verbose: bool) -> Report:
         for label, cells in measured.items()
     ]
     parts: list[Table | Prose] = [
-        Table("", ("technique", "under", "behind", *columns), tuple(body)),
+        Table("", ("technique", "under", "behind", *columns), tuple(body), _transposed(measured, columns)),
         Prose("", (LEGEND,)),
     ]
     examples = tuple(
@@ -40,6 +41,23 @@ def matrix(rows: Sequence[Row], *, verbose: bool) -> Report:
     ok = not any(row.verdict == "failed" for row in rows)
     record = {"schema": "stones.invariance/1", "rows": list(rows), "ok": ok}
     return Report(record, tuple(parts), items="rows", data=_long(rows))
+
+
+def _transposed(lines: Mapping[Label, Mapping[str, Row]], columns: Sequence[str]) -> tuple[Table, ...]:
+    """Return a table per technique and conditions: a row per property, a column per layer that it stands behind."""
+    groups: dict[tuple[str, str], dict[str, Mapping[str, Row]]] = {}
+    for (stone, under, carrier), cells in lines.items():
+        groups.setdefault((stone, under), {})[carrier] = cells
+    return tuple(
+        Table(
+            f"{stone}: {under}",
+            ("property", *behind),
+            tuple(
+                (name, *(_cell(cells[name]) if name in cells else "" for cells in behind.values())) for name in columns
+            ),
+        )
+        for (stone, under), behind in groups.items()
+    )
 
 
 def definitions(properties: Iterable[Property]) -> Report:

@@ -13,11 +13,15 @@ Cell = str | int | float | bool | None | Sequence[int]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns. A cell is a value, not its text, so that CSV can keep it exact."""
+    """Rows under named columns. A cell is a value, not its text, so that CSV can keep it exact.
+
+    ``narrow`` are the tables that say the same where this one does not fit the terminal.
+    """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    narrow: tuple[Table, ...] = ()
 
     @property
     def numeric(self) -> tuple[bool, ...]:

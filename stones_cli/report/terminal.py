@@ -31,14 +31,22 @@ def drawn(report: Report) -> str:
     settings = {"color_system": None} if os.environ.get("NO_COLOR") else {}
     console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, **settings)  # type: ignore[arg-type]
     with console.capture() as capture:
-        for number, part in enumerate(report.parts):
+        width = console.width
+        parts = (fitting for part in report.parts for fitting in _fitting(part, width))
+        for number, part in enumerate(parts):
             if number:
                 console.print()
             if part.title:
                 console.print(Text(one_line(part.title), style="bold"))
-            width = console.width
             console.print(_prose(part, width) if isinstance(part, Prose) else _table(part, width))
     return capture.get()
+
+
+def _fitting(part: Table | Prose, width: int) -> tuple[Table | Prose, ...]:
+    """Return the part, or what stands for it where its columns do not fit side by side."""
+    if isinstance(part, Table) and part.narrow and _widths(_columns(part), width) is None:
+        return part.narrow
+    return (part,)
 
 
 def _prose(part: Prose, width: int) -> Group:
@@ -53,8 +61,7 @@ def _indented(text: Text, width: int) -> RenderableType:
 def _table(part: Table, width: int) -> RenderableType:
     """Draw a table, or its rows one below the other where the words of its columns do not fit side by side."""
     rows = part.texts()
-    columns = [[name, *cells] for name, *cells in zip(part.columns, *rows, strict=True)]
-    widths = _widths(columns, width)
+    widths = _widths(_columns(part), width)
     if widths is None:
         return Group(*_stacked(part.columns, rows, width))
     made = Drawn(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -63,6 +70,10 @@ def _table(part: Table, width: int) -> RenderableType:
     for row in rows:
         made.add_row(*map(_styled, row))
     return made
+
+
+def _columns(part: Table) -> list[list[str]]:
+    return [[name, *cells] for name, *cells in zip(part.columns, *part.texts(), strict=True)]
 
 
 _BETWEEN = 3  # characters from one column to the next

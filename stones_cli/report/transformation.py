@@ -29,7 +29,7 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
         ),
     )
     total = params["total"]
-    rows = [(what.replace("_", " "), params[what], params[what] / total if total else None) for what in _WHAT]
+    rows = [(words, params[what], f"{params[what] / total:.2%}" if total else None) for what, words in _WHAT.items()]
     yield table("Parameters", ("", "elements", "share"), rows)
     if record["penalty"] is not None:
         yield table("Penalty", ("", "value"), [("at the model as it is", record["penalty"])])
@@ -38,15 +38,21 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
         yield Prose("", (f"{record['buffers_changed']:,} elements of buffers changed.",))
 
 
-_WHAT = ("total", "trainable_before", "trainable", "set", "penalized")
+_WHAT = {
+    "total": "in all",
+    "trainable_before": "trained before",
+    "trainable": "trained",
+    "set": "set anew",
+    "penalized": "penalized",
+}
 
 
 def _row(tensor: Record) -> tuple[Any, ...]:
     done = {
-        "frozen": tensor["trainable_before"] and not tensor["trainable"],
-        "made trainable": tensor["trainable"] and not tensor["trainable_before"],
-        "set": tensor["set"],
+        "trained": tensor["trainable"],
+        "frozen": not tensor["trainable"],
+        "set anew": tensor["set"],
         "penalized": tensor["penalized"],
     }
     words = ", ".join(word for word, true in done.items() if true)
-    return tensor["name"], tensor["module"], tensor["shape"], tensor["elements"], words or "as it was"
+    return tensor["name"], tensor["module"], tensor["shape"], tensor["elements"], words
