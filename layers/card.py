@@ -241,7 +241,8 @@ class Card:
     ``examples``, option sets on which every promise is tested (12 channels, batch of 4);
     ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs`` and
     ``exact_gradient``, formulas over the options, the latter false where the published backward is not the derivative
-    by design (the reference in the tests then detaches what the paper detaches);
+    by design (the reference in the tests then detaches what the paper detaches); ``remembers``, a formula too: the
+    training output depends on stored statistics, so that recomputing a forward (activation checkpointing) differs;
     ``role``, layer or transform (of a model); ``peer``, the reference of `bench`.
     """
 
@@ -269,6 +270,7 @@ class Card:
     couples: str = "never"
     eval_differs: str = "False"
     exact_gradient: str = "True"
+    remembers: str = "False"
     role: str = "layer"
     peer: Peer | None = None
 
@@ -286,6 +288,7 @@ class Card:
             self.saved,
             self.stated,
             self.exact_gradient,
+            self.remembers,
             self.eval_differs,
             *self.derived.values(),
             *((self.peer.given, *self.peer.arguments.values()) if self.peer else ()),

@@ -58,6 +58,11 @@ class Case:
         return bool(formula.evaluate(self.stone.card.exact_gradient, self.full))
 
     @property
+    def remembers(self) -> bool:
+        """Whether the card says that the training output depends on stored statistics."""
+        return bool(formula.evaluate(self.stone.card.remembers, self.full))
+
+    @property
     def eval_differs(self) -> bool:
         """Whether evaluation gives another output than training, as the card says."""
         return bool(formula.evaluate(self.stone.card.eval_differs, self.full))

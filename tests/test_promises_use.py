@@ -6,6 +6,7 @@ import threading
 import pytest
 import torch
 from harness import (
+    STONES,
     Case,
     assert_near,
     assert_passes,
@@ -68,6 +69,14 @@ def remembers(case):
     other.load_state_dict({**other.state_dict(), **dict(layer.named_parameters())})
     x = batches(case, 1)[0]
     return not torch.equal(outputs(layer(x))[0], outputs(other(x))[0])
+
+
+@pytest.mark.parametrize("stone", STONES, ids=lambda stone: stone.name)
+def test_training_remembers_where_the_card_says_so(stone):
+    """A card may say so of a schedule that has not begun; it must be true of one of the examples."""
+    measured = [(case, remembers(case)) for case in (Case(stone, options) for options in stone.card.examples)]
+    assert all(case.remembers for case, true in measured if true)
+    assert any(true for _, true in measured) == any(case.remembers for case, _ in measured)
 
 
 def backward_writes(case):
@@ -140,7 +149,7 @@ def test_backward_twice_gives_the_same_twice(case: Case):
 @pytest.mark.parametrize("case", cases())
 def test_checkpointing_changes_nothing(case: Case):
     """The recomputed forward of a layer that remembers sees statistics that have moved: no promise there."""
-    if case.train and remembers(case):
+    if case.train and case.remembers:
         return
     layer = case.layer()
     x = batches(case, 1)[0]

@@ -143,6 +143,7 @@ card = Card(
     couples="train",
     eval_differs="True",
     exact_gradient="False",
+    remembers="True",
 )
 
 

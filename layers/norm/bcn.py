@@ -160,6 +160,7 @@ card = Card(
     couples="train",
     eval_differs="True",
     exact_gradient="not estimate",
+    remembers="estimate",
 )
 
 

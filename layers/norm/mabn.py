@@ -140,6 +140,7 @@ card = Card(
     couples="train",
     eval_differs="True",
     exact_gradient="False",
+    remembers="True",
 )
 
 

@@ -62,6 +62,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "couples": card.couples,
         "eval_differs": card.eval_differs,
         "exact_gradient": card.exact_gradient,
+        "remembers": card.remembers,
         "claims": [dataclasses.asdict(claim) for claim in card.claims],
         "identities": [dataclasses.asdict(identity) for identity in card.identities],
         "peer": card.peer.target if card.peer else None,
@@ -120,7 +121,14 @@ def _behaviour(card: Card) -> str:
     gradient = _by_formula(
         derivative, "The published backward is not the derivative of the forward", card.exact_gradient
     )
-    return f"{couples[card.couples]}; {modes}. {gradient}."
+    memory = _by_formula(
+        "In training the output depends on stored statistics, so that recomputing a forward (activation "
+        "checkpointing) changes gradients",
+        "",
+        card.remembers,
+    )
+    sentences = (f"{couples[card.couples]}; {modes}", gradient, memory)
+    return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
 def _by_formula(when: str, otherwise: str, condition: str) -> str:
