@@ -26,10 +26,11 @@ def pool_blocks(mean: Tensor, var: Tensor, examples: int, groups: int) -> tuple[
 
 
 def spread_blocks(statistic: Tensor, batch: int, channels: int) -> Tensor:
-    """Give each plane the statistic (blocks, groups) of its block: N×C."""
+    """Give each plane the statistic (blocks, groups) of its block: N×C, contiguous."""
     blocks, groups = statistic.shape
     shape = (blocks, batch // blocks if blocks else 0, groups, channels // groups)
-    return statistic.view(blocks, 1, groups, 1).expand(shape).reshape(batch, channels)
+    # One number for all is a view of stride 0, whose backward through batch normalization reads beyond it (torch 2.13).
+    return statistic.view(blocks, 1, groups, 1).expand(shape).reshape(batch, channels).contiguous()
 
 
 def refuse_batch(card: Card, layer: Norm, x: Tensor) -> None:

@@ -112,7 +112,7 @@ class _Standardize(torch.autograd.Function):
             z = out if out.dtype == r.dtype else torch.empty_like(part, dtype=r.dtype)
             centered = part.to(r.dtype)
             if recipe.center:
-                torch.sub(part, part[:, :1], out=z)
+                torch.sub(centered, centered[:, :1], out=z)
                 torch.mean(z, 1, keepdim=True, out=o)
                 torch.add(o, part[:, :1], out=m)
                 centered = z.sub_(o)

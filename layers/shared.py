@@ -62,7 +62,9 @@ K_ALONE = Rule(
     "channels_per_group",
 )
 
-# The row of batch normalization in the invariance table: it comes back wherever channels are standardized over a batch.
+# Rows of the invariance table that several stones have. That of batch normalization comes back wherever channels are
+# standardized over a batch, that of instance normalization where each plane is standardized by itself (convolutions
+# only: on a linear layer a plane is one value), the third where the channels of each position are.
 BN_ROW = (
     "w-scale",
     "w-vec-scale",
@@ -72,5 +74,29 @@ BN_ROW = (
     "x-recenter-scalar@linear,conv",
     "x-recenter-image@linear",
     "pre-bias",
+    "pre-bias-common",
+)
+IN_ROW = (
+    "w-scale",
+    "w-vec-scale",
+    "x-scale",
+    "x-recenter@conv",
+    "case-scale",
+    "w-scale-group",
+    "x-recenter-scalar@conv",
+    "cases-scale",
+    "ghost-scale",
+    "case-recenter@conv",
+    "pre-bias",
+    "pre-bias-common",
+)
+POSITION_ROW = (
+    "w-scale",
+    "w-recenter",
+    "x-scale",
+    "case-scale",
+    "w-recenter-scalar",
+    "cases-scale",
+    "ghost-scale",
     "pre-bias-common",
 )

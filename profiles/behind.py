@@ -84,7 +84,7 @@ class Behind:
 
     def _after(self, history: Sequence[Scene]) -> nn.Module:
         batches = [self.carrier(scene) for scene in history]
-        with self._own_random_numbers():
+        with self._own_random_numbers(), self._subject.refusing("cannot be copied"):
             return seasoned(self._fresh, batches, self._subject.run, train=self._subject.setup.train)
 
     def _respond(self, layer: nn.Module, scene: Scene) -> Tensor:

@@ -162,12 +162,13 @@ class _Layer:
     def __init__(self, what: Subject, x: Tensor, compile: bool) -> None:
         import torch
 
-        self.name, self.x = what.name, x
+        self.what, self.x = what, x
         self.module: Callable[[Tensor], Any] = what.build().requires_grad_(x.requires_grad)
         self.parameters = [p for p in _parameters(self.module) if p.requires_grad]
         self.y: Tensor | None = what.run(self.module, x)
-        self.gradient = torch.empty_like(self.y).normal_(generator=_generator(what.setup))
         self.has_gradient = self.y.requires_grad
+        self.gradient = torch.empty_like(self.y, dtype=self.y.dtype if self.has_gradient else x.dtype)
+        self.gradient.normal_(generator=_generator(what.setup))
         self.y = None
         if compile:
             self.module = _compiled(self.module, x, what.name)
@@ -177,7 +178,10 @@ class _Layer:
         if direction == "forward":
             return Job(name, lambda: self.module(self.x))
         if not self.has_gradient:
-            raise Refusal(f"{self.name} has no {direction}: its output depends on its input by no gradient")
+            raise Refusal(f"{self.what.name} has no {direction}: its output depends on its input by no gradient")
+        with self.what.refusing("fails in its backward"):
+            self.both()
+            self.both()  # a layer that keeps a graph from its making fails the second time
         if direction == "backward":
             return Job(name, self.backward, self.forward)
         return Job(name, self.both)

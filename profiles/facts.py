@@ -159,7 +159,8 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
         with _observing(subject) as observed, saving(module) as saved, Counting() as forward:
             y = subject.run(module, x)
         record["output"] = {"shape": list(y.shape), "dtype": str(y.dtype).removeprefix("torch."), "bytes": y.nbytes}
-        backward = _backward(y) if y.requires_grad and y.numel() else None
+        with subject.refusing("fails in its backward"):
+            backward = _backward(y) if y.requires_grad and y.numel() else None
     record["memory"]["saved"] |= {"measured": saved.bytes, "holds_input": saved.holds(x)}
     _counted(record["flops"]["forward"], forward.count)
     if backward is not None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from profiles.errors import first_line
+
 _ELEMENTWISE = (
     "add sub rsub mul div sqrt rsqrt square pow reciprocal neg abs exp log clamp clamp_min clamp_max addcmul lerp "
     "minimum maximum where lt le gt ge eq ne"
@@ -49,7 +51,11 @@ def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
         from fvcore.nn.jit_handles import norm_flop_counter
 
         logging.getLogger("fvcore").setLevel(logging.ERROR)
-        analysis = FlopCountAnalysis(copy.deepcopy(module), x.detach().clone())
+        try:
+            copied = copy.deepcopy(module)
+        except Exception as error:  # a module may forbid it
+            return _failed(error)
+        analysis = FlopCountAnalysis(copied, x.detach().clone())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         for name in _ELEMENTWISE:
             analysis.set_op_handle(f"aten::{name}", _outputs, f"aten::{name}_", _outputs)
@@ -63,9 +69,13 @@ def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
             by_op = Counter({name: round(value) for name, value in analysis.by_operator().items()})
             uncounted = Counter({name: int(times) for name, times in analysis.unsupported_ops().items()})
         except Exception as error:  # the tracer raises whatever the module or jit does
-            return Fvcore(None, status="unavailable", version=_version(), error=str(error).strip().partition("\n")[0])
+            return _failed(error)
     status = "partial" if uncounted else "complete"
     return Fvcore(sum(by_op.values()), status=status, version=_version(), by_op=by_op, uncounted=uncounted)
+
+
+def _failed(error: Exception) -> Fvcore:
+    return Fvcore(None, status="unavailable", version=_version(), error=first_line(error))
 
 
 def _outputs(inputs: list[Any], outputs: list[Any]) -> int:

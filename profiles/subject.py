@@ -6,14 +6,15 @@ The one place that knows how each kind of stone is constructed and called.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layers.card import Card, OptionError, OptionValue, sizes
 from layers.catalog import Stone
-from profiles.errors import Refusal, Unavailable
+from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
 from profiles.target import Target, card_of
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 MEMORY_FORMATS = ("contiguous", "channels_last")
 MAX_ELEMENTS = 2**62
+_REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, NotImplementedError)  # of an input, in torch and here
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,21 @@ class Subject:
             if isinstance(self.target, Stone):
                 module = self.target.load()(setup.shape[1], **self.options, device=device, dtype=dtype)
             else:
-                module = _construct(self.target.factory, self.name, self.options).to(device=device, dtype=dtype)
+                module = _construct(self.target.factory, self.name, self.options)
+                with self.refusing("cannot be built"):
+                    module = self._with_shapes(module.to(device=device, dtype=dtype))
         trained: nn.Module = module.train(setup.train)
         return trained
+
+    def _with_shapes(self, module: nn.Module) -> nn.Module:
+        """Run a module that takes its shapes from its first input once."""
+        import torch
+        from torch.nn.parameter import is_lazy
+
+        if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+            with torch.no_grad():
+                self.run(module, self.input(requires_grad=False))
+        return module
 
     def input(self, *, requires_grad: bool = True, seed: int = 1) -> Tensor:
         """Draw a standard normal input in the setup's shape, dtype, device and memory format."""
@@ -101,16 +115,32 @@ class Subject:
 
     def run(self, module: nn.Module, x: Tensor) -> Tensor:
         """Call ``module`` on ``x`` and return its output tensor (the first of several); refusals become `Refusal`."""
-        try:
+        import torch
+
+        with self.refusing(f"refuses an input of {'x'.join(map(str, self.setup.shape))}", *_REFUSALS):
             y = module(x)
-        except (ValueError, IndexError, TypeError, RuntimeError, NotImplementedError) as error:
-            shape = "x".join(map(str, self.setup.shape))
-            raise Refusal(f"{self.name} refuses an input of {shape}: {_first_line(error)}") from error
-        y = y[0] if isinstance(y, (tuple, list)) else y
-        if not hasattr(y, "dtype"):
+        y = y[0] if isinstance(y, (tuple, list)) and y else y
+        if not isinstance(y, torch.Tensor):
             raise Refusal(f"{self.name} returned {type(y).__name__}, not a tensor")
-        tensor: Tensor = y
-        return tensor
+        if y.is_complex() or y.is_nested or y.layout != torch.strided or y.device != x.device:
+            raise Refusal(f"{self.name} returned a tensor that is not real and dense, on the device of its input")
+        return y
+
+    @contextmanager
+    def refusing(self, what: str, *usual: type[Exception]) -> Iterator[None]:
+        """Turn an exception in the block into a `Refusal` that says ``what``: of a stone only the ``usual`` ones.
+
+        What the machine lacks (memory, files, modules) passes unchanged.
+        """
+        try:
+            yield
+        except (Refusal, OSError, ImportError):
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) or (isinstance(self.target, Stone) and not isinstance(error, usual)):
+                raise
+            kind = "" if isinstance(error, _REFUSALS) else f"{type(error).__name__}: "
+            raise Refusal(f"{self.name} {what}: {kind}{first_line(error)}") from error
 
 
 def subject(target: Target, options: Mapping[str, OptionValue], setup: Setup) -> Subject:
@@ -173,14 +203,10 @@ def _construct(factory: Any, name: str, options: Mapping[str, OptionValue]) -> n
         raise
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise Refusal(f"{name}({given}) cannot be built: {_first_line(error)}") from error
+        raise Refusal(f"{name}({given}) cannot be built: {first_line(error)}") from error
     if not isinstance(module, nn.Module):
         raise Refusal(f"{name} made a {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _cuda(setup: Setup) -> Iterable[int]:

@@ -20,7 +20,7 @@ from typing import Any
 from layers import catalog
 from layers.card import Card, Option, OptionError, OptionValue
 from layers.catalog import Stone
-from profiles.errors import Refusal
+from profiles.errors import Refusal, first_line
 
 # Names under which constructors take the number of channels; filled in from the input's shape when not given.
 CHANNEL_NAMES = ("channels", "num_channels", "num_features", "in_channels", "dim", "features", "normalized_shape")
@@ -78,7 +78,7 @@ def resolve(name: str) -> Target:
     if ":" not in name:
         return catalog.stone(name)
     where, _, attribute = name.rpartition(":")
-    factory = getattr(_import(where), attribute, None)
+    factory = _attribute(_import(where), where, attribute)
     if factory is None:
         raise Refusal(f"{name}: {where} has no {attribute!r}")
     if not callable(factory):
@@ -92,7 +92,7 @@ def resolve(name: str) -> Target:
 
 def _import(where: str) -> Any:
     """Import a module by name or file, its standard output kept away from ours."""
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stderr(sys.stderr), contextlib.redirect_stdout(sys.stderr):
         try:
             if where.endswith(".py"):
                 return _import_file(Path(where))
@@ -102,17 +102,26 @@ def _import(where: str) -> Any:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise Refusal(f"cannot import {where}: {type(error).__name__}: {error}") from error
+            raise Refusal(f"cannot import {where}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _attribute(module: Any, where: str, name: str) -> Any:
+    try:
+        return getattr(module, name, None)
+    except Exception as error:  # a module may compute its attributes
+        raise Refusal(f"{where}:{name}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _import_file(path: Path) -> Any:
+    """Import a file under a name that no module has: it may be called layers.py or json.py."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = str(path.resolve().with_suffix("")).replace(".", "_")
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from layers.catalog import Stone
-from profiles.errors import Refusal
+from profiles.errors import Refusal, first_line
 from profiles.subject import Subject
 from profiles.target import Foreign, Target
 
@@ -31,7 +31,7 @@ def inspect(subject: Subject, model: Target | None = None) -> Record:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.setup.seed)
         before = _built(model)
-        after = copy.deepcopy(before)
+        after = _copied(before, model)
         result = _applied(subject.target.load(), after, subject)
     rows = _rows(before, after, result)
     card = subject.target.card
@@ -70,10 +70,21 @@ def _built(model: Target | None) -> nn.Module:
     try:
         made = model.factory()
     except Exception as error:
-        raise Refusal(f"--model {model.name} cannot be built without arguments: {error}") from error
+        raise Refusal(f"--model {model.name} cannot be built without arguments: {first_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise Refusal(f"--model {model.name} made a {type(made).__name__}, not a torch.nn.Module")
+    if any(tensor.is_meta for tensor in (*made.parameters(), *made.buffers())):
+        raise Refusal(f"--model {model.name} made parameters without values, on the meta device")
     return made
+
+
+def _copied(module: nn.Module, model: Target | None) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        if model is None:
+            raise
+        raise Refusal(f"--model {model.name} cannot be copied: {first_line(error)}") from error
 
 
 def _applied(transform: Callable[..., Any], model: nn.Module, subject: Subject) -> Any:

@@ -25,6 +25,7 @@ from stones_cli import parse
 from stones_cli.failures import complain, status_of
 from stones_cli.options import PREFIX, parameters
 from stones_cli.status import Status
+from stones_cli.streams import kept_for_the_result
 
 _TARGETS = "stones.targets"
 _OPTIONS = "stones.options"
@@ -123,7 +124,8 @@ class Command(TyperCommand):
         """Take the technique's options out of the parameters and call the handler."""
         options = ctx.meta[_OPTIONS]
         ctx.meta[_GIVEN] = {o.name.removeprefix(PREFIX): ctx.params.pop(o.name) for o in options}
-        return super().invoke(ctx)
+        with kept_for_the_result():
+            return super().invoke(ctx)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section per panel, then what the exit statuses mean."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from layers.card import OptionError
 from layers.catalog import UnknownStone
-from profiles.errors import Refusal, Unavailable
+from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
 from stones_cli.status import Status
 from stones_cli.visible import visible
 
@@ -53,8 +53,8 @@ def _of_the_system(error: OSError) -> str:
 
 def _unexpected(error: Exception) -> Status:
     """Tell an exhausted memory, which torch reports as RuntimeError, from a bug; a bug shows its traceback."""
-    if type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error):
-        complain(f"out of memory: {str(error).partition(chr(10))[0]}")
+    if is_out_of_memory(error):
+        complain(f"out of memory: {first_line(error)}")
         return Status.ENVIRONMENT
     import traceback
 

@@ -85,5 +85,7 @@ def _settle(status: int) -> NoReturn:
 def _run_exit_functions() -> None:
     """Do what others registered for the end of the process, such as the log handlers."""
     import atexit
+    import contextlib
 
-    atexit._run_exitfuncs()
+    with contextlib.redirect_stdout(sys.stderr):  # the result is complete
+        atexit._run_exitfuncs()

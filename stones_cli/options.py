@@ -16,6 +16,7 @@ from profiles import target as targets
 from profiles.target import REQUIRED, Target
 from stones_cli import parse
 from stones_cli.report.tables import value_text
+from stones_cli.visible import one_line
 
 PREFIX = "option_"  # keeps a technique's options apart from the command's own, which may have the same names
 
@@ -41,7 +42,7 @@ def parameters(target: Target, taken: Container[str]) -> list[Any]:
     for option in targets.options_of(target):
         flag = option.name.replace("_", "-")
         flag = f"class-{flag}" if f"--{flag}" in taken else flag
-        annotations[PREFIX + option.name] = _annotation(option, flag, f"Options of {title}")
+        annotations[PREFIX + option.name] = _annotation(option, flag, one_line(f"Options of {title}"))
 
     def handler(**values: object) -> None: ...
 
@@ -80,7 +81,7 @@ def _help(option: Option) -> str:
     if option.default is REQUIRED:
         default = "from the input's channels" if option.name in targets.CHANNEL_NAMES else "required"
     else:
-        default = f"default: {value_text(option.default)}"
+        default = f"default: {one_line(value_text(option.default))}"
     facts = "; ".join(part for part in (default, option.bounds(), option.source) if part)
     words = "" if option.help.startswith(("required", "default ")) else option.help
     return f"{words}  [{facts}]".strip()

@@ -92,6 +92,8 @@ def output_file(text: str | Path) -> Path:
         raise Refusal("the result goes to standard output in any case")
     if not str(text).strip():
         raise Refusal("an empty name is no file")
+    if str(text).endswith("/"):
+        raise Refusal(f"{str(text)!r} names a directory; name a file in it")
     return Path(text)
 
 

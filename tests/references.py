@@ -157,8 +157,8 @@ def batch_renorm(x, p):
         return affine((x - channels(p.running_mean, x)) / channels(floor, x), p)
     t, axes = int(p.num_batches_tracked), [0, *range(2, x.dim())]
     late = p.schedule == "none"
-    r_max = p.r_max if late else min(max(1, 1 + (p.r_max - 1) * (t - 5000) / 35000), p.r_max)
-    d_max = p.d_max if late else min(max(0, p.d_max * (t - 5000) / 20000), p.d_max)
+    r_max = p.r_max if late else min(max(1, 1 + (p.r_max - 1) * (t - p.start) / (p.r_end - p.start)), p.r_max)
+    d_max = p.d_max if late else min(max(0, p.d_max * (t - p.start) / (p.d_end - p.start)), p.d_max)
     mean, std = x.mean(axes), (x.transpose(0, 1).flatten(1).var(1, correction=0) + p.eps).sqrt()
     r = (std / floor).clamp(1 / r_max, r_max).detach()
     d = ((mean - p.running_mean) / floor).clamp(-d_max, d_max).detach()

@@ -121,7 +121,7 @@ def test_a_typo_in_any_name_finds_it(name):
         "inspect gn -i 1000000x64x1000x1000",
         "inspect gn --device cuda:99",
         "list -o /nonexistent/folder/out.json",
-        "list -o /",
+        "list -o /tmp",
         "bench gn --budget 0.01 -o /nonexistent/out.json",
     ],
 )
@@ -180,3 +180,9 @@ def test_a_bug_shows_where_it_is(capsys):
     stderr = capsys.readouterr().err
     assert stderr.startswith("internal error: Traceback")
     assert "report" in stderr
+
+
+def test_a_name_that_can_only_be_a_directory_is_refused():
+    result = invoke("list", "-o", "/")
+    assert result.exit_code == Status.MISUSE
+    assert "names a directory" in result.stderr

@@ -11,6 +11,7 @@ from collections import Counter
 
 import pytest
 from command_line import ROOT, invoke
+from rich.cells import cell_len
 
 import stones_cli
 from layers import catalog
@@ -109,7 +110,7 @@ def test_a_terminal_of_any_width_loses_nothing(stone, monkeypatch):
         monkeypatch.setenv("COLUMNS", str(width))
         drawn = terminal.drawn(report)
         assert not wanted - Counter("".join(drawn.split()))
-        assert all(len(line) <= width for line in drawn.splitlines())
+        assert all(cell_len(line) <= width for line in drawn.splitlines())
 
 
 def test_show_forgives_case_and_underscores():

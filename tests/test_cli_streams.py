@@ -13,6 +13,7 @@ import time
 
 import pytest
 from command_line import COMMAND, ROOT, at_once, environment, process
+from rich.cells import cell_len
 
 from profiles.errors import Unavailable
 from stones_cli import atomic
@@ -145,7 +146,7 @@ def test_a_terminal_gets_colour_unless_told_otherwise():
 @pytest.mark.parametrize("columns", [20, 40, 80])
 def test_a_terminal_of_any_width_is_respected(columns):
     shown = on_terminal("show", "bn", columns=columns, NO_COLOR="1")
-    assert all(len(line) <= columns for line in shown.replace("\r", "").splitlines())
+    assert all(cell_len(line) <= columns for line in shown.replace("\r", "").splitlines())
     assert "momentum" in shown
 
 

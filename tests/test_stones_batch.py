@@ -121,6 +121,22 @@ def test_weighing_reads_each_example_alone():
     near(layer(x)[2:3], layer(x[2:3]))
 
 
+@pytest.mark.parametrize("shape", [(N, C), (N, C, 3), (N, C, 3, 2)])
+@pytest.mark.parametrize(
+    "make", [lambda: double(InferenceExampleWeighing, groups=1), lambda: double(BatchGroupNorm, 1)]
+)
+def test_one_group_of_all_channels_has_the_gradients_of_its_formula_in_evaluation(make, shape):
+    """One number for all channels, stretched without a copy, made torch's backward read beyond it."""
+    layer, x = make(), data(1, shape).requires_grad_()
+    layer(data(0, shape))
+    layer.eval()
+    mean = layer.running_mean.mean()
+    z = (x - mean) / ((layer.running_var + (layer.running_mean - mean) ** 2).mean() + layer.eps).sqrt()
+    z = z * layer.weight.view(-1, *[1] * (x.dim() - 2))
+    inputs = (x, layer.weight)
+    near(torch.autograd.grad(layer(x), inputs, data(2, shape)), torch.autograd.grad(z, inputs, data(2, shape)))
+
+
 def test_own_statistics_of_one_value_are_refused_only_where_nothing_else_counts():
     x = data(shape=(N, C))
     assert double(InferenceExampleWeighing, 0.9).eval()(x).isfinite().all()

@@ -63,6 +63,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_remedy_in_training_only(m
         ("batch-renorm", {"d_max": -1.0}, "d_max=-1.0 is out of range"),
         ("batch-renorm", {"schedule": "linear"}, "none, paper"),
         ("batch-renorm", {"momentum": 0.0}, "momentum=0.0 is out of range"),
+        ("batch-renorm", {"start": 30_000}, "start=30000 must come before r_end=40000 and d_end=25000"),
         ("ghost-bn", {"ghost_size": 0}, "ghost_size=0 is out of range"),
         ("ghost-bn", {"running": "last"}, "batch, sequential"),
         ("mabn", {"batch": 3, "real_batch": 8}, "real_batch=8 is not a multiple of batch=3"),

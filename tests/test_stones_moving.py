@@ -40,6 +40,12 @@ def test_the_schedule_ends_at_the_limits_that_were_chosen():
         near(layer.limits(number(step))[0], number(r_max))
 
 
+def test_a_schedule_of_other_steps_opens_the_limits_then():
+    layer = double(BatchRenorm, start=2, r_end=6, d_end=4)
+    for step, limits in ((2, [1, 0]), (3, [1.5, 2.5]), (4, [2, 5]), (6, [3, 5])):
+        near(torch.stack(layer.limits(number(float(step)))), number([float(limit) for limit in limits]))
+
+
 @pytest.mark.parametrize("step", [0, START + 1, 12_345, D_END, R_END + 1])
 def test_the_counter_in_the_state_drives_the_schedule(step):
     layer = double(BatchRenorm)

@@ -47,6 +47,15 @@ def test_statistics_of_positions_have_the_stated_shape_at_every_rank(layer, shap
         }
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layer", [LayerNorm(6, "channel"), AdaNorm(6), PositionalNorm(6)], ids=str)
+def test_differences_that_fp16_cannot_hold_are_computed_in_float32(layer, layout):
+    x = LAYOUTS[layout]((randn(*SHAPE).sign() * 6e4).half())
+    assert (x - x[:, :1]).isinf().any()
+
+    assert error(layer.half()(x), layer.double()(x.double())) < 2 * torch.finfo(torch.float16).eps
+
+
 # AdaNorm.
 
 

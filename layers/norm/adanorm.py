@@ -17,6 +17,7 @@ from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Rule, Stat
 from layers.observe import observe
 from layers.positions import Recipe, grid, standardize
+from layers.shared import POSITION_ROW
 
 card = Card(
     title="AdaNorm",
@@ -75,16 +76,7 @@ card = Card(
     saved="2*B*E + 8*N*S",
     claims=(
         Claim(
-            holds=(
-                "w-scale",
-                "w-recenter",
-                "x-scale",
-                "case-scale",
-                "w-recenter-scalar",
-                "cases-scale",
-                "ghost-scale",
-                "pre-bias-common",
-            ),
+            holds=POSITION_ROW,
             why="A function of the z of Layer Normalization over the channels at a position has its invariances.",
         ),
     ),

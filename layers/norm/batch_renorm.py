@@ -7,7 +7,8 @@ with μ_B the mean and σ_B = √(σ²_B + ε) of the batch (biased variance) an
 before this step moves them. r and d count as constants in backward, so it is r times that of BN, not the derivative of
 the forward. Where nothing is clipped, x̂ = (x − μ)/σ, as in evaluation. A running σ below √ε counts as √ε.
 
-With ``schedule="paper"`` the limits start at 1 and 0, which is BN, and grow to r_max and d_max (section 4).
+With ``schedule="paper"`` the limits are 1 and 0, which is BN, until step ``start``; then they grow linearly, to r_max
+at step ``r_end`` and to d_max at step ``d_end`` (section 4).
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Norm
-from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Stat
+from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Rule, Stat
 from layers.moments import Planes, pool, snapshot
 from layers.norm.bn import BatchNorm
 from layers.observe import observe, observing
 from layers.shared import AFFINE, BN_ROW, FOLDED
 
-START = 5000  # steps of plain BN; then r_max grows until R_END, d_max until D_END
-R_END = 40_000
-D_END = 25_000
+START, R_END, D_END = 5000, 40_000, 25_000  # steps of the paper's schedule
 
 card = Card(
     title="Batch Renormalization",
@@ -49,9 +48,12 @@ card = Card(
             type=str,
             default="paper",
             choices=("none", "paper"),
-            help="paper: BN for 5000 steps, then r_max grows until step 40,000 and d_max until 25,000",
+            help="paper: BN until step start, then limits that grow, r_max until r_end and d_max until d_end",
             source="Ioffe 2017, section 4",
         ),
+        Option(name="start", type=int, default=5000, ge=0, help="steps of BN", source="Ioffe 2017, section 4"),
+        Option(name="r_end", type=int, default=40_000, ge=1, help="step of full r_max", source="Ioffe 2017, section 4"),
+        Option(name="d_end", type=int, default=25_000, ge=1, help="step of full d_max", source="Ioffe 2017, section 4"),
         Option(
             name="momentum",
             type=float,
@@ -63,6 +65,13 @@ card = Card(
         ),
         Option(name="eps", type=float, default=1e-3, gt=0, help="added to the variance, inside the root"),
         AFFINE,
+    ),
+    rules=(
+        Rule(
+            "start < r_end and start < d_end",
+            "start={start} must come before r_end={r_end} and d_end={d_end}: from there on the limits grow",
+            "start",
+        ),
     ),
     statistics=(
         Stat("mean", ("C",), "C×1", given="train"),
@@ -138,7 +147,7 @@ card = Card(
     examples=(
         {"d_max": 1.0, "schedule": "none"},
         {"r_max": 1.2, "d_max": 0.3, "schedule": "none", "momentum": 0.1, "affine": False},
-        {"schedule": "paper", "eps": 1e-5},
+        {"eps": 1e-5, "start": 1, "r_end": 4, "d_end": 3},
     ),
     couples="train",
     eval_differs="True",
@@ -150,8 +159,8 @@ card = Card(
 class BatchRenorm(Norm):
     """Batch Renormalization of (N, C, *positions); the output has the shape, dtype and memory format of the input.
 
-    Args: ``channels`` C; ``r_max`` ≥ 1, ``d_max`` ≥ 0; ``schedule``, ``none`` or ``paper``; ``momentum`` in (0, 1];
-    ``eps`` > 0; ``affine`` for γ and β (C,).
+    Args: ``channels`` C; ``r_max`` ≥ 1, ``d_max`` ≥ 0; ``schedule``, ``none`` or ``paper``, with its steps
+    ``start`` < ``r_end``, ``d_end``; ``momentum`` in (0, 1]; ``eps`` > 0; ``affine`` for γ and β (C,).
     State: parameters ``weight``, ``bias``; buffers ``running_mean``, ``running_std`` (C,) and ``num_batches_tracked``
     (), the steps taken, by which the schedule goes. Nothing waits for the device.
     Raises OptionError for refused options. One value per channel is admitted: then x̂ = d.
@@ -160,6 +169,9 @@ class BatchRenorm(Norm):
     r_max: float
     d_max: float
     schedule: str
+    start: int
+    r_end: int
+    d_end: int
     momentum: float
     eps: float
     running_mean: Tensor
@@ -172,6 +184,9 @@ class BatchRenorm(Norm):
         r_max: float = 3.0,
         d_max: float = 5.0,
         schedule: str = "paper",
+        start: int = START,
+        r_end: int = R_END,
+        d_end: int = D_END,
         momentum: float = 0.01,
         eps: float = 1e-3,
         affine: bool = True,
@@ -183,6 +198,9 @@ class BatchRenorm(Norm):
             "r_max": r_max,
             "d_max": d_max,
             "schedule": schedule,
+            "start": start,
+            "r_end": r_end,
+            "d_end": d_end,
             "momentum": momentum,
             "eps": eps,
             "affine": affine,
@@ -236,8 +254,8 @@ class BatchRenorm(Norm):
         """Return r_max and d_max () for a floating ``step`` (), counted from 0."""
         if self.schedule == "none":
             return step.new_full((), self.r_max), step.new_full((), self.d_max)
-        r_max = 1 + (self.r_max - 1) * (step - START) / (R_END - START)
-        d_max = self.d_max * (step - START) / (D_END - START)
+        r_max = 1 + (self.r_max - 1) * (step - self.start) / (self.r_end - self.start)
+        d_max = self.d_max * (step - self.start) / (self.d_end - self.start)
         return r_max.clamp(1, self.r_max), d_max.clamp(0, self.d_max)
 
 

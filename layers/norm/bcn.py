@@ -140,6 +140,12 @@ card = Card(
             says="BCN in evaluation = GN of BN in evaluation", options={"groups": 3}, proof="composition", mode="eval"
         ),
         Identity(
+            says="of one sample, with a channel per group, γ = 1 and β = 0, BCN = IN as ε vanishes",
+            options={"groups": "C", "eps": 1e-30},
+            dims={"N": 1},
+            proof="instance_normalization",
+        ),
+        Identity(
             says="estimates that never move: BCN = GN of a fixed affine map",
             options={"groups": 3, "estimate": True, "moving_speed": 0.0},
             proof="composition",
@@ -149,6 +155,8 @@ card = Card(
         "With the authors' code as it stands the estimates never move: their speed is a buffer that starts at 0, and "
         "BCN is then GN of an affine map.",
         "The authors' estimate of the variance is taken around the old mean, not around the mean it goes with.",
+        "The authors' code learns w and b per group, where the paper has them per channel; the option has both.",
+        "In the authors' code the ε of the estimate form is fixed at 1e-5; here eps is that of both steps.",
         "The authors' code views the batch as (1, N·G, −1), which channels_last memory refuses.",
         "It runs two normalizations and an affine map over the data; one pass of moments and one affine map do.",
     ),
@@ -275,3 +283,11 @@ def composition(layer: BatchChannelNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     bn.load_state_dict({name: tensor for name, tensor in layer.state_dict().items() if "group" not in name})
     w, b = (layer._per_channel(t) for t in (layer.group_weight, layer.group_bias))
     return layer(x), group_norm(bn(x), layer.groups, w, b, layer.eps)
+
+
+def instance_normalization(layer: BatchChannelNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output with γ = 1 and β = 0, and that of instance normalization with w and b."""
+    for parameter, value in ((layer.weight, 1.0), (layer.bias, 0.0)):
+        if parameter is not None:
+            nn.init.constant_(parameter, value)
+    return layer(x), group_norm(x, layer.channels, layer.group_weight, layer.group_bias, layer.eps)

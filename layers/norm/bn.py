@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from layers.base import scale_and_shift
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
@@ -109,8 +110,24 @@ card = Card(
     identities=(
         Identity(says="BN of one sample = IN", dims={"N": 1}, equals="in", other={"affine": True}),
         Identity(says="without other ranks, synchronised BN = BN", options={"sync": True}, equals="bn"),
+        Identity(
+            says="Σ ∂L/∂x = 0 and Σ x̂ ∂L/∂x = γ ε/(σ² + ε)^(3/2) Σ x̂ ∂L/∂y in each channel",
+            options={"eps": 0.1},
+            proof="gradient_sums",
+        ),
+        Identity(
+            says="two values per channel give ±γ + β as ε vanishes: |x̂| ≤ √(m − 1) for m values",
+            options={"eps": 1e-30},
+            dims={"N": 2, "H": 1, "W": 1},
+            proof="two_values",
+        ),
+        Identity(says="evaluation after a convolution = the convolution by γ W/√(σ² + ε)", mode="eval", proof="folded"),
     ),
-    notes=("The notes call BN a pixelwise instance normalization; BN has no per-pixel statistic (that is pono).",),
+    notes=(
+        "The notes call BN a pixelwise instance normalization; BN has no per-pixel statistic (that is pono).",
+        "Momentum is the weight of the new value here and in torch (0.1), that of the old one in Keras (0.99).",
+        "torch.nn.BatchNorm2d takes a momentum outside [0, 1] without a word; this refuses it.",
+    ),
     examples=({}, {"affine": False, "momentum": None}, {"track_running_stats": False, "eps": 1e-3, "sync": True}),
     couples="train",
     eval_differs="track_running_stats",
@@ -174,3 +191,36 @@ class BatchNorm(RunningNorm):
         self.update_running(mean, var, total)
         scale, shift = scale_and_shift(var, self.eps, self.weight, self.bias)
         return planes.affine(scale, mean, shift)
+
+
+def gradient_sums(layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Σ ∂L/∂x and Σ x̂ ∂L/∂x of each channel, and 0 and what ε leaves of the second sum."""
+    x = x.detach().requires_grad_()
+    upstream = (3 * x.detach()).cos() + 0.5
+    (grad,) = torch.autograd.grad(layer(x), x, upstream)
+    values, grad, upstream = (t.detach().transpose(0, 1).flatten(1) for t in (x, grad, upstream))
+    var = values.var(1, correction=0) + layer.eps
+    z = (values - values.mean(1, keepdim=True)) / var.sqrt().unsqueeze(1)
+    gamma = torch.ones_like(var) if layer.weight is None else layer.weight.detach()
+    left = gamma * layer.eps / var**1.5 * (z * upstream).sum(1)
+    return torch.cat([grad.sum(1), (z * grad).sum(1)]), torch.cat([torch.zeros_like(left), left])
+
+
+def two_values(layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output for two samples of one position, and β plus γ times the sign of their difference."""
+    first, second = x.detach().flatten(1)
+    signs = torch.stack([(first - second).sign(), (second - first).sign()])
+    assert layer.weight is not None
+    assert layer.bias is not None
+    return layer(x).flatten(1), signs * layer.weight + layer.bias
+
+
+def folded(layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the layer makes of a 3×3 convolution of x, and the convolution with the layer in its weights."""
+    size = layer.channels
+    kernel = torch.linspace(-1, 1, size * size * 9, dtype=x.dtype, device=x.device).sin().view(size, size, 3, 3)
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    scale, shift = scale_and_shift(layer.running_var, layer.eps, layer.weight, layer.bias)
+    offset = -scale * layer.running_mean if shift is None else shift - scale * layer.running_mean
+    return layer(F.conv2d(x, kernel)), F.conv2d(x, scale.view(-1, 1, 1, 1) * kernel, offset)

@@ -3,7 +3,7 @@ r"""Decay of batch normalization's γ and β, with γ pulled to 1 (Summers & Din
 $$R = \tfrac{\lambda}{2}\sum_c (\gamma_c - 1)^2 + \tfrac{\lambda}{2}\sum_c \beta_c^2,\qquad
 \partial R/\partial\gamma = \lambda(\gamma - 1),\quad \partial R/\partial\beta = \lambda\beta$$
 A convolution before a batch normalization may be scaled without changing the output, so its decay only changes the
-effective learning rate. γ and β are the parameters whose decay changes the function.
+effective learning rate. The decay of γ and β changes the function.
 
 An optimizer's weight decay pulls to 0 and cannot say 1, so the stone is a term to add to the loss:
 
@@ -56,6 +56,8 @@ card = Card(
     notes=(
         "In the published file the weight_decay argument of the layer is dead: the regularizers are made without it, "
         "and none is ever attached.",
+        "Where another normalization follows, it removes a scale common to all γ and β again; their decay can matter "
+        "more where they reach the output without one, as in residual networks.",
         "γ is pulled to 1, where plain weight decay in torch's optimizers pulls it to 0.",
     ),
     examples=({}, {"weight_decay": 0.01, "gamma_target": 0.0}, {"apply_to": "gamma"}, {"apply_to": "beta"}),

@@ -63,7 +63,16 @@ card = Card(
 )
 
 # Parameters of the paper's CIFAR-10 networks of width 16, by depth.
-PUBLISHED_TOTALS = {14: 175258, 20: 272474, 32: 466906, 56: 855770, 110: 1730714, 866: 13979930}
+PUBLISHED_TOTALS = {
+    14: 175258,
+    20: 272474,
+    32: 466906,
+    56: 855770,
+    110: 1730714,
+    218: 3480602,
+    434: 6980378,
+    866: 13979930,
+}
 
 
 def bn_only(

@@ -121,6 +121,7 @@ card = Card(
     notes=(
         "Codes disagree about the running statistics: whole batch (Summers & Dinneen) or ghost by ghost (Hoffer et "
         "al.); the option running has both.",
+        "A batch that g does not divide is refused here; Summers & Dinneen assume none, others shrink the last ghost.",
         "A ghost of 2 samples with 1×1 maps gives ±γ + β whatever x is, up to ε.",
     ),
     examples=(

@@ -63,7 +63,12 @@ card = Card(
         Identity(says="GN(1) = LN over (C, H, W)", options={"groups": 1}, equals="ln"),
         Identity(says="GN(C) = IN", options={"groups": "C"}, equals="in", other={"affine": True}),
     ),
-    notes=("The notes write N×C/K and leave K undefined: K is the number of channels per group, C/groups.",),
+    notes=(
+        "The notes write N×C/K and leave K undefined: K is the number of channels per group, C/groups.",
+        "GN(1) has the statistics of LN over (C, H, W), not its parameters: γ and β per channel, not per element.",
+        "torch.nn.GroupNorm gives β, whatever x is, where a group is one value and N ≥ 2; this refuses.",
+        "torch's CPU kernel for channels_last sums squares in float32: at a mean of 1000 deviations nothing is right.",
+    ),
     examples=({"groups": 3}, {"channels_per_group": 1, "affine": False}, {"groups": 1, "eps": 1e-3}),
     peer=Peer("torch.nn:GroupNorm", {"num_groups": "G", "num_channels": "C", "eps": "eps", "affine": "affine"}),
 )

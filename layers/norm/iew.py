@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.shared import AFFINE, BN_ROW, EPS, FOLDED, GROUPS_DIVIDE, SLOW_MOMENTUM
+from layers.shared import AFFINE, BN_ROW, EPS, FOLDED, GROUPS_DIVIDE, IN_ROW, SLOW_MOMENTUM
 from layers.weighing import BlockNorm
 
 card = Card(
@@ -64,10 +64,10 @@ card = Card(
         ),
     ),
     statistics=(
-        Stat("mean", ("1", "G"), "1×C", given="train"),
-        Stat("var", ("1", "G"), "1×C", given="train"),
-        Stat("example_mean", ("N", "G"), "N×C", given="not train and alpha > 0"),
-        Stat("example_var", ("N", "G"), "N×C", given="not train and alpha > 0"),
+        Stat("mean", ("1", "G"), given="train"),
+        Stat("var", ("1", "G"), given="train"),
+        Stat("example_mean", ("N", "G"), given="not train and alpha > 0"),
+        Stat("example_var", ("N", "G"), given="not train and alpha > 0"),
     ),
     buffers=(
         Stat("running_mean", ("C",), "C×1"),
@@ -111,20 +111,7 @@ card = Card(
             mode="eval",
             options={"alpha": 1.0},
             carriers=("conv", "conv-padded"),
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@conv",
-                "case-scale",
-                "w-scale-group",
-                "x-recenter-scalar@conv",
-                "cases-scale",
-                "ghost-scale",
-                "case-recenter@conv",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=IN_ROW,
             why="Nothing stored is left: it is IN's row. On a linear layer an example has one value per channel.",
         ),
     ),
@@ -142,6 +129,8 @@ card = Card(
     ),
     notes=(
         "The authors' code keeps E[x²] and subtracts E[x]², which in float32 loses all digits at mean ≫ std.",
+        "With one value per channel |x̂| ≤ √((1 − α)/α) in evaluation, ≤ √(B − 1) in training by batches of B: α = 1/B "
+        "makes the two ranges equal.",
         "Its variance averages are biased; a variance taken from torch's bn is m/(m − 1) larger.",
     ),
     examples=(

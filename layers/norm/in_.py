@@ -19,7 +19,7 @@ from layers.group_norm import group_norm
 from layers.moments import Planes
 from layers.observe import observe
 from layers.running import RunningNorm
-from layers.shared import EPS, MOMENTUM
+from layers.shared import EPS, IN_ROW, MOMENTUM
 
 card = Card(
     title="Instance Normalization",
@@ -78,20 +78,7 @@ card = Card(
     claims=(
         Claim(
             carriers=("conv", "conv-padded"),
-            holds=(
-                "w-scale",
-                "w-vec-scale",
-                "x-scale",
-                "x-recenter@conv",
-                "case-scale",
-                "w-scale-group",
-                "x-recenter-scalar@conv",
-                "cases-scale",
-                "ghost-scale",
-                "case-recenter@conv",
-                "pre-bias",
-                "pre-bias-common",
-            ),
+            holds=IN_ROW,
             why="Each plane is standardized by itself, so a scale or shift of any plane vanishes; a zero-padded border "
             "does not move with the data. On a linear layer a plane is one value, and nothing is left of it.",
         ),

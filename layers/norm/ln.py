@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from layers.base import Norm
+from layers.blocks import refuse_batch
 from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Peer, Rule, Stat
 from layers.group_norm import group_norm
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.positions import Recipe, channels_innermost, grid, standardize
-from layers.shared import EPS
+from layers.shared import EPS, POSITION_ROW
 
 card = Card(
     title="Layer Normalization",
@@ -119,16 +120,7 @@ card = Card(
         Claim(
             row="axes=channel, statistics N×H×W",
             options={"axes": "channel"},
-            holds=(
-                "w-scale",
-                "w-recenter",
-                "x-scale",
-                "case-scale",
-                "w-recenter-scalar",
-                "cases-scale",
-                "ghost-scale",
-                "pre-bias-common",
-            ),
+            holds=POSITION_ROW,
             why="The shift (x ⋆ Γ)[n,h,w] of a re-centered kernel is common to all channels at a position, and the "
             "mean is taken there: any padding, stride and dilation, but not a grouped convolution, whose shift is "
             "common only within one of its groups.",
@@ -168,6 +160,7 @@ card = Card(
         "The notes' N×1 is that of a fully connected layer, or of (C, H, W); Transformers normalize N×L positions.",
         "The code of Xu et al. divides by the unbiased s + ε, and keeps a weight and bias that LN-simple never uses.",
         "torch.nn.LayerNorm((C, H, W)) learns C·H·W gains, GroupNorm(1, C) learns C; both are LN over (C, H, W).",
+        "The text says that all methods forget the scale of the data set; table 1, with No for weight norm, is right.",
     ),
     examples=(
         {},
@@ -197,9 +190,6 @@ class LayerNorm(Norm):
     axes: str
     affine: str
     eps: float
-    unbiased: bool
-    eps_mode: str
-    detach: str
     height: int | None
     width: int | None
 
@@ -247,10 +237,8 @@ class LayerNorm(Norm):
         return self._normalize_samples(x, self.weight, self.bias)
 
     def _normalize_elementwise(self, x: Tensor) -> Tensor:
-        _, height, width = grid(x)
-        if (height, width) != (self.height, self.width or 1):
-            built = f"height={self.height} and width={self.width}"
-            raise ValueError(f"LayerNorm was built for {built}, the input has height={height} and width={width}")
+        if grid(x)[1:] != (self.height, self.width or 1):
+            refuse_batch(card, self, x)
         shape = x.shape[1:]
         weight, bias = (p.reshape(shape) for p in (self.weight, self.bias) if p is not None)
         if self._suits_kernel(x) and x.is_contiguous():

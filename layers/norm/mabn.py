@@ -130,7 +130,10 @@ card = Card(
         "statistics. MABN averages the last m batches in both, and an exponential average enters through r only.",
         "The authors' code does not check the batch size, on which m and the weight of each χ depend; this refuses.",
         "It waits for the device in every step (iters.item()) and reads ctx.saved_variables, which torch removed.",
-        "A training step without backward leaves an old Ψ in its slot, here as in the authors' code.",
+        "A training step without backward leaves an old Ψ in its slot, and every forward is a step of its own when "
+        "gradients are accumulated, here as in the authors' code.",
+        "Their classification file simulates pairs of samples in a large batch, and lets r act from step 100 on; this "
+        "is their formal one.",
     ),
     examples=(
         {"batch": 4, "real_batch": 8, "warmup": 0, "renorm_after": 0, "clip": 1.1},

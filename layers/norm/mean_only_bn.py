@@ -75,7 +75,12 @@ card = Card(
             why="A shift of the data shifts each pre-activation by the same amount in every sample, unless zero "
             "padding leaves the border where it was; every scale passes through.",
         ),
-        Claim(holds=(), row="eval, frozen statistics", mode="eval", history="frozen", options={"momentum": 1.0}),
+        Claim(
+            row="eval, frozen statistics",
+            mode="eval",
+            holds=(),
+            why="With a stored mean evaluation adds a fixed number to each channel.",
+        ),
         Claim(
             holds=(
                 "x-recenter@linear,conv",
@@ -88,6 +93,7 @@ card = Card(
             mode="eval",
             history="follow",
             options={"momentum": 1.0},
+            why="Once the running mean has seen the change, it is the row of training.",
         ),
     ),
     identities=(
@@ -97,7 +103,10 @@ card = Card(
             says="one value per channel gives b, whatever it is", proof="bias_alone", dims={"N": 1, "H": 1, "W": 1}
         ),
     ),
-    notes=("The layer has no scale: after it the pre-activation keeps the length ‖w‖ = g of weight normalization.",),
+    notes=(
+        "Nothing is divided by a variance: the scale of the output is what weight normalization, ‖w‖ = g, made of it.",
+        "The data-dependent initialization of weight normalization sets g alone before this layer, and leaves b.",
+    ),
     examples=({}, {"affine": False, "momentum": 0.5}, {"track_running_stats": False}),
     couples="train",
     eval_differs="track_running_stats",

@@ -19,7 +19,7 @@ from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.observe import observe
 from layers.positions import Recipe, grid, standardize
-from layers.shared import EPS
+from layers.shared import EPS, POSITION_ROW
 
 card = Card(
     title="Positional Normalization",
@@ -63,16 +63,7 @@ card = Card(
     saved="B*E + 12*N*S",
     claims=(
         Claim(
-            holds=(
-                "w-scale",
-                "w-recenter",
-                "x-scale",
-                "case-scale",
-                "w-recenter-scalar",
-                "cases-scale",
-                "ghost-scale",
-                "pre-bias-common",
-            ),
+            holds=POSITION_ROW,
             why="One kernel added to all filters adds a map common to all channels, and the mean is taken at each of "
             "its positions: w-recenter holds on every convolution, whatever its padding (see ln).",
         ),

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-
 from stones_cli import atomic
 from stones_cli.common import Destination
 from stones_cli.failures import complain
 from stones_cli.report import plain, strict
 from stones_cli.report.tables import Report
+from stones_cli.streams import result_stream
 
 
 def emit(report: Report, destination: Destination) -> None:
     """Write ``report`` where it goes. Raises `Unavailable` for the file and OSError for standard output."""
     if destination.file is not None:
         atomic.write(destination.file, _rendered(report, destination.file_format, terminal=False))
-    text = _rendered(report, destination.format, terminal=sys.stdout.isatty())
+    out = result_stream()
+    text = _rendered(report, destination.format, terminal=out.isatty())
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        out.write(text)
+        out.flush()
     except OSError as error:
         error.filename = "standard output"
         raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 
 from rich import box
@@ -14,6 +13,7 @@ from rich.table import Table as Drawn
 from rich.text import Text
 
 from stones_cli.report.tables import Prose, Report, Table
+from stones_cli.streams import result_stream
 from stones_cli.visible import one_line
 
 _VERDICTS = {
@@ -29,7 +29,7 @@ _VERDICTS = {
 def drawn(report: Report) -> str:
     """Return the report as the terminal behind standard output shows it; NO_COLOR leaves out every escape."""
     settings = {"color_system": None} if os.environ.get("NO_COLOR") else {}
-    console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False, **settings)  # type: ignore[arg-type]
+    console = Console(file=result_stream(), markup=False, emoji=False, highlight=False, **settings)  # type: ignore[arg-type]
     with console.capture() as capture:
         width = console.width
         parts = (fitting for part in report.parts for fitting in _fitting(part, width))
