@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from command_line import invoke
 
 from profiles.errors import Refusal
 from stones_cli.expect import find, judge, parse
@@ -126,3 +127,24 @@ def test_a_huge_number_is_compared_exactly():
     record = {"n": 10**30 + 1}
     assert judge([parse(f"n={10**30 + 1}")], record)[0].ok
     assert not judge([parse("n=1e30")], record)[0].ok
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("list --expect techniques.gn.year=2018", 0),
+        ("list --expect techniques.gn.year=2017", 1),
+        ("list --expect nothing.gn=1", 2),
+        ("show gn --expect params!=0", 0),
+        ("show gn --expect peer=nothing", 1),
+        ("check-identities gn --expect ok=true", 0),
+        ("check-identities gn --expect ok=false", 1),
+        ("check-invariance gn --property w-scale --carrier linear --expect ok=true --expect rows.0.holds=true", 0),
+        ("check-invariance gn --property w-scale --carrier linear --expect rows.0.holds=false", 1),
+        ("check-invariance --list --expect properties.w-scale.paper=true", 0),
+    ],
+)
+def test_every_command_takes_expectations(line, status):
+    result = invoke(*line.split())
+    assert result.exit_code == status
+    assert (result.stdout == "") == (status == 2)

@@ -8,6 +8,10 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+from collections.abc import Sequence
+
+from stones_cli.failures import complain
+from stones_cli.status import Status
 
 
 def import_torch() -> None:
@@ -17,3 +21,10 @@ def import_torch() -> None:
         importlib.import_module("torch")
         gc.freeze()
     gc.enable()
+
+
+def judged(failed: Sequence[str]) -> Status:
+    """Say what failed, one line each, and return the status."""
+    for sentence in failed:
+        complain(sentence, "failed")
+    return Status.FAILED if failed else Status.DONE

@@ -10,7 +10,8 @@ from layers import catalog
 from layers.catalog import Stone
 from stones_cli import common, parse
 from stones_cli.failures import complain
-from stones_cli.report.emit import emit
+from stones_cli.handlers import judged
+from stones_cli.report.emit import deliver
 from stones_cli.status import Status
 
 FILTER = "Filter"
@@ -37,6 +38,7 @@ def list_(
     kind: Kind = None,
     year: Year = None,
     since: Since = None,
+    expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
     output: common.Output = None,
@@ -57,14 +59,15 @@ def list_(
     from stones_cli.report.cards import listing
 
     found = [stone for stone in catalog.stones().values() if wanted(stone)]
-    emit(listing(found), where)
+    failed = deliver(listing(found), where, expect)
     if not found:
         complain("no technique matches", "note")
-    return Status.DONE
+    return judged(failed)
 
 
 def show(
     name: common.StoneName,
+    expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
     output: common.Output = None,
@@ -79,5 +82,4 @@ def show(
 
     from stones_cli.report.cards import page
 
-    emit(page(stone), where)
-    return Status.DONE
+    return judged(deliver(page(stone), where, expect))

@@ -13,10 +13,9 @@ from profiles.errors import Refusal
 from profiles.transformations import PROPERTIES
 from stones_cli import common
 from stones_cli.commands import given, named
-from stones_cli.failures import complain
-from stones_cli.handlers import import_torch
+from stones_cli.handlers import import_torch, judged
 from stones_cli.progress import Bar
-from stones_cli.report.emit import emit
+from stones_cli.report.emit import deliver
 from stones_cli.status import Status
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def check_invariance(
     published: Published = False,
     list_: List = False,
     verbose: Verbose = False,
+    expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
     output: common.Output = None,
@@ -78,13 +78,12 @@ def check_invariance(
     from stones_cli.report.invariance import definitions, matrix
 
     if list_:
-        emit(definitions(PROPERTIES.values()), where)
-        return Status.DONE
+        return judged(deliver(definitions(PROPERTIES.values()), where, expect))
     chosen = named(context) or tuple(s for s in catalog.stones().values() if s.card.claims and s.card.role == "layer")
     import_torch()
     rows = _published() if published else _invariances(chosen, given(context), property_ or (), carrier or ())
-    emit(matrix(rows, verbose=verbose), where)
-    return _judged([f"{r.stone} {r.row} {r.property} {r.carrier}: {r.reason}" for r in rows if r.verdict == "failed"])
+    failed = [f"{r.stone} {r.row} {r.property} {r.carrier}: {r.reason}" for r in rows if r.verdict == "failed"]
+    return judged([*failed, *deliver(matrix(rows, verbose=verbose), where, expect)])
 
 
 def _published() -> Sequence[Row]:
@@ -121,6 +120,7 @@ def _invariances(
 def check_identities(
     context: typer.Context,
     techniques: common.Names = None,
+    expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
     output: common.Output = None,
@@ -150,12 +150,5 @@ def check_identities(
             bar.show(done / total, f"{row.stone}: {row.says}")
 
         rows = identities.check(stones, progress=note)
-    emit(equations(rows), where)
-    return _judged([f"{r.stone}: {r.says}: {r.reason or r.differs}" for r in rows if r.verdict == "failed"])
-
-
-def _judged(failed: Sequence[str]) -> Status:
-    """Say what failed, one line each, and return the status."""
-    for sentence in failed:
-        complain(sentence, "failed")
-    return Status.FAILED if failed else Status.DONE
+    failed = [f"{r.stone}: {r.says}: {r.reason or r.differs}" for r in rows if r.verdict == "failed"]
+    return judged([*failed, *deliver(equations(rows), where, expect)])

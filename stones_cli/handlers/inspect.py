@@ -12,8 +12,7 @@ from profiles.target import resolve
 from stones_cli import common
 from stones_cli import expect as expectations
 from stones_cli.commands import given, named, was_given
-from stones_cli.failures import complain
-from stones_cli.handlers import import_torch
+from stones_cli.handlers import import_torch, judged
 from stones_cli.report.emit import emit
 from stones_cli.status import Status
 
@@ -79,9 +78,7 @@ def inspect(
 
     emit(transformation(record, outcomes) if transforms else inspection(record, outcomes), where)
     failed = [*contradictions(record), *(str(outcome) for outcome in outcomes if not outcome.ok)]
-    for sentence in failed:
-        complain(sentence, "failed")
-    return Status.FAILED if failed else Status.DONE
+    return judged(failed)
 
 
 def _refuse_unfit(chosen: Subject, transforms: bool, unfit: str, model: str | None, measure: bool) -> None:

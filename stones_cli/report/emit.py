@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from stones_cli import atomic
 from stones_cli.common import Destination
+from stones_cli.expect import Expectation, judge
 from stones_cli.failures import complain
 from stones_cli.report import plain, strict
+from stones_cli.report.inspection import expected as tables
+from stones_cli.report.inspection import judged
 from stones_cli.report.tables import Report
 from stones_cli.streams import result_stream
+
+
+def deliver(report: Report, destination: Destination, expected: Iterable[Expectation] | None) -> list[str]:
+    """Emit ``report`` with what became of the expectations about its record; return one sentence for each that failed.
+
+    Raises `Refusal`, before anything is written, for a key that the record does not have.
+    """
+    outcomes = judge(expected or (), strict.plain(report.record))
+    if outcomes:
+        record = {**report.record, "expectations": judged(outcomes)}
+        report = replace(report, record=record, parts=(*report.parts, *tables(outcomes)), data=report.main)
+    emit(report, destination)
+    return [str(outcome) for outcome in outcomes if not outcome.ok]
 
 
 def emit(report: Report, destination: Destination) -> None:
