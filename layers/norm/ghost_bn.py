@@ -50,7 +50,7 @@ card = Card(
             default="batch",
             choices=("batch", "sequential"),
             help="running statistics follow the whole batch, or its ghosts one after the other",
-            source="batch: the code of Summers & Dinneen; sequential: Hoffer et al.",
+            source="batch: the code of Summers & Dinneen; sequential: after Hoffer et al., with variances",
         ),
     ),
     rules=(

@@ -100,8 +100,9 @@ def _page_parts(stone: Stone) -> Iterator[Table | Prose]:
         rows = [(s.name, s.symbolic(), _shape(s), state, _condition(s), s.help) for s, state in tensors]
         columns = ("name", "as the notes write it", "shape", "state", "given", "what it is")
         yield table("Statistics and buffers", columns, rows)
-    yield table("Formulas", ("what", "formula"), _formulas(card))
-    yield Prose("", (SYMBOLS, *((card.explained,) if card.explained else ())))
+    if card.role == "layer":
+        yield table("Formulas", ("what", "formula"), _formulas(card))
+        yield Prose("", (SYMBOLS, *((card.explained,) if card.explained else ())))
     yield from _claims(card.claims)
     if card.identities:
         yield table("Identities", ("equation", "under"), [(i.says, _under(i)) for i in card.identities])
@@ -111,6 +112,8 @@ def _page_parts(stone: Stone) -> Iterator[Table | Prose]:
 
 
 def _behaviour(card: Card) -> str:
+    if card.role == "transform":
+        return "It transforms a model and adds no parameters to it; `stones inspect` shows what becomes of one."
     couples = {
         "never": "No sample's output depends on another",
         "train": "In training a sample's output depends on the others of its batch",
@@ -179,8 +182,7 @@ def _row(claim: Claim) -> str:
     parts = (
         claim.row,
         _options(claim.options),
-        claim.mode,
-        f"{claim.history} statistics" if "stat" in claim.row else "",
+        "" if claim.mode in claim.row else claim.mode,
     )
     return "; ".join(part for part in parts if part)
 
