@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from layers import formula
 from layers.card import Peer
-from layers.catalog import UnknownStone
+from layers.catalog import Stone, UnknownStone
 from profiles.clocks import Job
 from profiles.errors import Refusal, Unavailable
 from profiles.subject import Setup, Subject, subject
@@ -93,6 +93,7 @@ def case(
     label = label or what.name
     if direction not in DIRECTIONS:
         raise Refusal(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
+    _check_role(what)
     if vs is None:
         vs = [PEER] if peer_of(what) is not None else []
     real = {name: peer_name(what) if name == PEER else name for name in (*vs, *(gate.vs for gate in gates))}
@@ -102,6 +103,11 @@ def case(
     references = {name: known.get(name) for name in real.values() if name != COPY}
     named = tuple(replace(gate, vs=real[gate.vs]) for gate in gates)
     return Case(label, what, direction, references, named, compile)
+
+
+def _check_role(what: Subject) -> None:
+    if what.card is not None and what.card.role != "layer":
+        raise Refusal(f"{what.name} transforms a model: it has no forward to time")
 
 
 def peer_of(what: Subject) -> Peer | None:
@@ -134,6 +140,8 @@ def reference(what: Subject, name: str) -> Subject:
     if peer is not None and isinstance(target, Foreign) and name == peer_name(what):
         arguments = {key: formula.evaluate(text, what.symbols) for key, text in peer.arguments.items()}
         return Subject(target, arguments, what.setup)
+    if isinstance(target, Stone) and target.card.role != "layer":
+        raise Refusal(f"{name} transforms a model: it has no forward to compare with")
     takes = {option.name for option in (target.options if isinstance(target, Foreign) else target.card.options)}
     return subject(target, {key: value for key, value in what.options.items() if key in takes}, what.setup)
 

@@ -22,6 +22,7 @@ MOST_BYTES = 64 * 1024
 MOST_EVENTS = 10_000
 MOST_ALIASES = 16
 DEEPEST = 32
+LARGEST = 10**40  # of integers, whose digits Python may refuse to write
 _SCALARS = ("str", "int", "float", "bool", "null")
 _TAG = "tag:yaml.org,2002:"
 
@@ -155,8 +156,10 @@ class _Builder:
             raise ProfileError(place, f"{path}: {kind} values are not admitted; quote it if it is text")
         try:
             value = yaml.SafeLoader("").construct_object(node)
-        except (ValueError, TypeError, OverflowError, yaml.YAMLError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, yaml.YAMLError) as error:
             raise ProfileError(place, f"{path}: {str(node.value)[:40]!r} is no {kind}") from error
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise ProfileError(place, f"{path}: {str(node.value)[:40]!r} is an integer beyond all use")
         if isinstance(value, float) and not math.isfinite(value):
             raise ProfileError(place, f"{path}: {node.value} is not a finite number")
         return value

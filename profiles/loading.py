@@ -19,6 +19,7 @@ other class, because a file must not make code run.
 from __future__ import annotations
 
 import importlib.resources
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from profiles.timing import Plan
 SCHEMA = "stones.profile/1"
 DEVICES = ("cpu", "cuda")
 MODES = ("train", "eval")
+_CLASS_OF_TORCH = re.compile(r"torch\.nn:[A-Za-z_]\w*", re.ASCII)  # no path: a file with such a name would run
 _PLAN = {"seconds": float, "rounds": int, "block": float, "precision": float}
 _SETUP = ("input", "dtype", "device", "memory_format", "mode", "seed")
 _RUN = ("schema", "defaults", "clock", "allocator", "compile", "directions", "stones", "gates", *_PLAN)
@@ -219,6 +221,9 @@ def _subject(fields: _Fields, stone: str, setup: Setup) -> Subject:
     options = fields.child("options")
     if not isinstance(options.value, dict):
         options.refuse("a mapping of the stone's options is due here")
+    for value in options.value.values():
+        if isinstance(value.value, (dict, list)):
+            value.refuse(f"{_shown(value.value)} is no value of an option")
     values = {name: value.value for name, value in options.value.items()}
     try:
         return subject(catalog.stone(stone), values, setup)
@@ -264,7 +269,7 @@ def _gate(node: Value, entries: Mapping[str, _Entry]) -> tuple[str, str, Gate]:
         fields.refuse("of", f"no stone of this profile is called {of!r}" + (f"; did you mean {near}?" if near else ""))
     if direction not in entries[of].directions:
         fields.refuse("direction", f"{of} is not measured {direction}: add it to its directions")
-    if vs not in (COPY, PEER, *entries, *catalog.stones()) and not vs.startswith("torch.nn:"):
+    if vs not in (COPY, PEER, *entries, *catalog.stones()) and not _CLASS_OF_TORCH.fullmatch(vs):
         fields.refuse("vs", f"{vs!r} is none of copy, peer, a name of this profile, a stone, a class torch.nn:Name")
     ratio = fields.number("max_ratio", float)
     if not 0 < ratio <= 1e6:

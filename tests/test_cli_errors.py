@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 import pytest
 from command_line import invoke
 
@@ -23,6 +26,7 @@ WRONG = {
     "list --jsn": "did you mean --json",
     "list -z": "no such option -z",
     "list -o -": "standard output",
+    "list -o out/": "names a directory",
     "show": "Missing argument",
     "show gm": "did you mean gn?",
     "show bm": "did you mean bn?",
@@ -87,6 +91,7 @@ WRONG = {
     "bench --profile nosuch.yaml": "no profile",
     "bench bn-only": "transforms a model",
     "bench gn --vs gn": "another name",
+    "bench gn --vs bn-only": "transforms a model",
     "check-invariance bn-only": "transform",
     "check-invariance ln --property w-scal": "did you mean w-scale?",
     "check-invariance ln --carrier cnov": "did you mean conv?",
@@ -153,6 +158,83 @@ def test_code_of_the_user_cannot_end_the_process_or_write_to_the_result(tmp_path
         result = invoke("inspect", f"{file}:Layer")
         assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
         assert "cannot import" in result.stderr
+
+
+OWN = """
+import sys
+import torch
+from torch import nn
+
+class Bad(nn.Module):
+    def forward(self, x):
+        {}
+class Deaf(Exception):
+    def __str__(self):
+        raise RuntimeError
+class Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+    @staticmethod
+    def backward(context, gradient):
+        raise LookupError("no way back")
+"""
+BAD = {
+    "sys.exit(0)": "ended the run: SystemExit: 0",
+    "raise BaseException('b')": "ended the run: BaseException: b",
+    "raise LookupError('l')": "LookupError: l",
+    "raise Deaf": "Deaf",
+    "raise ValueError('y' * 10**6)": "yyy…",
+    "1 / 0": "ZeroDivisionError",
+    "return ()": "returned tuple, not a tensor",
+    "return x.detach().numpy()": "returned ndarray, not a tensor",
+    "return torch.fft.fft(x)": "not real and dense",
+    "return x.detach().to_sparse()": "not real and dense",
+    "return x.to('meta')": "on the device of its input",
+    "return Backward.apply(x)": "fails in its backward: LookupError: no way back",
+}
+
+
+@pytest.mark.parametrize("body", BAD)
+def test_a_class_that_misbehaves_is_wrong_use_and_no_bug(body, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format(body))
+    result = invoke("inspect", f"{file}:Bad", "-i", "4x4", "--no-fvcore")
+    assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
+    assert BAD[body] in result.stderr
+    assert len(result.stderr) < 1000
+
+
+def test_what_a_class_prints_stays_out_of_the_result(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format("print('loud'); return x * 1"))
+    for line in (["inspect", "-i", "4x4"], ["check-invariance", "--property", "w-scale", "--carrier", "linear"]):
+        result = invoke(line[0], f"{file}:Bad", *line[1:], "--json")
+        assert json.loads(result.stdout)["schema"].startswith("stones.")
+        assert "loud" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["layers", "json", "torch"])
+def test_a_file_called_like_a_module_takes_its_place_nowhere(name, tmp_path):
+    file = tmp_path / f"{name}.py"
+    file.write_text(OWN.format("return x * 1"))
+    before = sys.modules[name]
+    assert invoke("inspect", f"{file}:Bad", "-i", "4x4").exit_code == Status.DONE
+    assert sys.modules[name] is before
+
+
+def test_a_class_that_forbids_copies_is_inspected_and_not_checked(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN.format("return x * 1") + "Bad.__deepcopy__ = lambda self, memo: 1 / 0\n")
+    assert invoke("inspect", f"{file}:Bad", "-i", "4x4").exit_code == Status.DONE
+    result = invoke("check-invariance", f"{file}:Bad", "--property", "w-scale")
+    assert result.exit_code == Status.MISUSE
+    assert "cannot be copied" in result.stderr
+
+
+def test_a_lazy_layer_takes_its_shapes_from_the_input():
+    result = invoke("inspect", "torch.nn:LazyLinear", "--out-features", "3", "-i", "4x5", "--expect", "params=18")
+    assert result.exit_code == Status.DONE
 
 
 @pytest.mark.parametrize(

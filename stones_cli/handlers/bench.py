@@ -120,7 +120,7 @@ def bench(
     if profile is not None or not named(context):
         if unfit := was_given(context, _OF_PROFILES):
             raise Refusal(f"{unfit} is for techniques named here; a profile says it itself")
-        what = _profiled(profile or "quick", named(context))
+        what = _profiled("quick" if profile is None else profile, named(context))
     else:
         setup = common.setup(shape, dtype, device, memory_format, train, seed)
         directions = [name for name, on in _directions(forward, backward, both).items() if on] or ["forward"]
@@ -156,8 +156,6 @@ def _named(
 
     def made(target: Target, direction: str) -> Case:
         what = subject(target, given(context), setup)
-        if what.card is not None and what.card.role != "layer":
-            raise Refusal(f"{what.name} transforms a model: it has no forward to time")
         gates = [] if max_ratio is None else [Gate(name, max_ratio) for name in vs or ["peer"]]
         return case(what, direction, vs=vs or None, gates=gates, compile=compile_)
 
