@@ -97,7 +97,7 @@ def _import(where: str) -> Any:
             if where.endswith(".py"):
                 return _import_file(Path(where))
             if str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
+                sys.path.append(str(Path.cwd()))
             return importlib.import_module(where)
         except KeyboardInterrupt:
             raise

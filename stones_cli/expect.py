@@ -69,12 +69,16 @@ def parse(text: str) -> Expectation:
 
 
 def judge(expectations: Iterable[Expectation], record: Mapping[str, Any]) -> list[Outcome]:
-    """Compare ``record`` with every expectation; raises `Refusal` for a key it does not have."""
+    """Compare ``record`` with every expectation; raises `Refusal` for a key it does not have, and
+    where a number would be compared with text.
+    """
     return [_judge(expectation, record) for expectation in expectations]
 
 
 def _judge(expectation: Expectation, record: Mapping[str, Any]) -> Outcome:
     found = find(record, expectation.key)
+    if isinstance(found, (int, float)) and not isinstance(found, bool) and isinstance(expectation.wanted, str):
+        raise Refusal(f"--expect {expectation.text}: {expectation.key} is a number, {expectation.wanted!r} is none")
     compare = _COMPARISONS[expectation.comparison]
     ordered = expectation.comparison in ("<", "<=", ">", ">=")
     if ordered and (isinstance(found, bool) or not isinstance(found, (int, float))):

@@ -135,6 +135,8 @@ def test_a_huge_number_is_compared_exactly():
         ("list --expect techniques.gn.year=2018", 0),
         ("list --expect techniques.gn.year=2017", 1),
         ("list --expect nothing.gn=1", 2),
+        ("list --expect techniques.gn.year!=2018B", 2),
+        ("list --expect techniques.gn.year=nan", 2),
         ("show gn --expect params!=0", 0),
         ("show gn --expect peer=nothing", 1),
         ("check-identities gn --expect ok=true", 0),
