@@ -33,6 +33,15 @@ SLOW_MOMENTUM = Option(
     help="weight of the new value in the running statistics; none averages all batches alike",
     source="the authors' code, which keeps 0.99 of the old value",
 )
+ALPHA = Option(
+    name="alpha",
+    type=float,
+    default=0.0,
+    ge=0,
+    le=1,
+    help="share of the example's own statistics in evaluation; 0 takes the running ones alone",
+    source="the authors' code",
+)
 GROUPS = Option(
     name="groups", type=int, default=32, ge=1, help="groups of channels, in order", source="Wu & He 2018, section 4"
 )

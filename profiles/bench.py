@@ -128,6 +128,7 @@ def record(case: Case, timing: Timing) -> Record:
         "ratios": verdicts,
         "warnings": [warned.record() for warned in timing.warnings()],
         "rounds": len(timing.rounds),
+        "repeated_blocks": timing.repeated,
         "seconds": round(timing.seconds, 3),
         "settled": timing.settled,
     }

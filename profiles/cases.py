@@ -93,7 +93,7 @@ def case(
     label = label or what.name
     if direction not in DIRECTIONS:
         raise Refusal(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
-    _check_role(what)
+    _check_timeable(what)
     if vs is None:
         vs = [PEER] if peer_of(what) is not None else []
     real = {name: peer_name(what) if name == PEER else name for name in (*vs, *(gate.vs for gate in gates))}
@@ -105,7 +105,9 @@ def case(
     return Case(label, what, direction, references, named, compile)
 
 
-def _check_role(what: Subject) -> None:
+def _check_timeable(what: Subject) -> None:
+    if what.setup.elements == 0:
+        raise Refusal(f"{what.name}: an input without elements takes no time that could be compared")
     if what.card is not None and what.card.role != "layer":
         raise Refusal(f"{what.name} transforms a model: it has no forward to time")
 

@@ -36,6 +36,10 @@ class Clock(Protocol):
     def cache(self) -> str:
         """Whether data are warm or cold."""
 
+    @property
+    def repeated(self) -> int:
+        """How many blocks were disturbed and run again since the clock was made."""
+
     def now(self) -> float:
         """Return the wall clock in seconds: what the reader waits."""
 
@@ -52,7 +56,7 @@ def preemptions() -> int:
     return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nivcsw
 
 
-@dataclass(frozen=True)
+@dataclass
 class HostClock:
     """A clock of the operating system, read by ``tick``.
 
@@ -65,10 +69,12 @@ class HostClock:
     now: Callable[[], float] = time.perf_counter
     preempted: Callable[[], int] = preemptions
     cache: str = "warm"
+    repeated: int = 0
 
     def block(self, job: Job, calls: int) -> float:
         """Return the time of an undisturbed block, or of the last one if they are long or none is undisturbed."""
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
+            self.repeated += tried > 0
             before = self.preempted()
             took = self._block(job, calls)
             if took > _LONG or self.preempted() == before:
@@ -106,6 +112,7 @@ class EventClock:
     now: Callable[[], float] = time.perf_counter
     name: str = EVENTS
     cache: str = "cold"
+    repeated: int = 0  # never: events do not see what disturbs the processor
 
     def block(self, job: Job, calls: int) -> float:
         """Return the seconds between the events, summed over the calls."""

@@ -11,6 +11,7 @@ from command_line import invoke
 from typer.main import get_command
 
 from layers import catalog
+from layers.card import Claim, Identity
 from profiles import bench, facts, identities, invariance
 from profiles.subject import Setup, subject
 from profiles.target import resolve
@@ -109,6 +110,24 @@ def test_a_card_that_lies_is_told_so():
     assert contradictions(lying) == ["params: the card says 25, measured 24"]
     row = next(line for line in plain.text(inspection(lying)).splitlines() if line.startswith("parameters"))
     assert "failed" in row
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "lie"),
+    [
+        ("inspect gn --groups 3 -i 4x12x3x5", "params", "3*C"),
+        ("check-invariance gn", "claims", (Claim(holds=("x-recenter",), options={"groups": 3}),)),
+        ("check-identities gn", "identities", (Identity(says="GN = BN", options={"groups": 3}, equals="bn"),)),
+    ],
+)
+def test_a_command_given_a_card_that_lies_exits_with_1(line, field, lie, monkeypatch):
+    """The card in the catalogue is edited; told the truth again, the same command is content."""
+    with monkeypatch.context() as edited:
+        edited.setitem(catalog.stone("gn").card.__dict__, field, lie)
+        result = invoke(*line.split())
+        assert result.exit_code == Status.FAILED
+        assert "failed: " in result.stderr
+    assert invoke(*line.split()).exit_code == Status.DONE
 
 
 def test_a_transformation_is_shown_by_what_it_touches():

@@ -8,8 +8,10 @@ import pty
 import signal
 import stat
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from command_line import COMMAND, ROOT, at_once, environment, process
@@ -285,9 +287,16 @@ def test_a_path_that_cannot_be_written_is_refused_beforehand(path, tmp_path, mon
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_directory_without_permission_is_refused_beforehand(tmp_path):
-    tmp_path.chmod(0o555)
-    with pytest.raises(Unavailable, match="Permission denied"):
-        atomic.check_writable(tmp_path / "out")
-    tmp_path.chmod(0o755)
+def test_a_directory_without_permission_is_refused_beforehand():
+    """Root may write everywhere, so it becomes nobody for a moment; the folder is one that anybody can see."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(Unavailable, match="Permission denied"):
+                atomic.check_writable(Path(folder) / "out")
+        finally:
+            os.seteuid(user)
+            Path(folder).chmod(0o755)

@@ -16,6 +16,7 @@ from layers.blocks import refuse_batch
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.shared import (
     AFFINE,
+    ALPHA,
     CHANNELS_PER_GROUP,
     EPS,
     FOLDED,
@@ -51,15 +52,7 @@ card = Card(
             help="e, samples per block; it divides the batch",
             source="the example of the authors' code",
         ),
-        Option(
-            name="alpha",
-            type=float,
-            default=0.0,
-            ge=0,
-            le=1,
-            help="share of the example's own statistics in evaluation",
-            source="the authors' code",
-        ),
+        ALPHA,
         EPS,
         SLOW_MOMENTUM,
         AFFINE,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.shared import AFFINE, BN_ROW, EPS, FOLDED, GROUPS_DIVIDE, IN_ROW, SLOW_MOMENTUM
+from layers.shared import AFFINE, ALPHA, BN_ROW, EPS, FOLDED, GROUPS_DIVIDE, IN_ROW, SLOW_MOMENTUM
 from layers.weighing import BlockNorm
 
 card = Card(
@@ -34,15 +34,7 @@ card = Card(
     formula="μ = (1−α) m₁ + α e₁;  σ² = (1−α) m₂ + α e₂ − μ²;  y = γ_c (x − μ) / √(σ² + ε) + β_c  (evaluation)",
     summary="BN in training; in evaluation each channel's running moments are mixed with those of the example.",
     options=(
-        Option(
-            name="alpha",
-            type=float,
-            default=0.0,
-            ge=0,
-            le=1,
-            help="share of the example's own statistics in evaluation; 0 is BN, 1 is IN",
-            source="the authors' code",
-        ),
+        ALPHA,
         Option(
             name="groups",
             type=int,

@@ -52,10 +52,11 @@ def _interval(low: float, high: float) -> str:
 def _circumstances(record: Record) -> Iterator[str]:
     machine, plan = record["environment"], record["plan"]
     for case in record["cases"]:
-        given = case["input"]
+        given, again = case["input"], case["repeated_blocks"]
         yield (
             f"{case['name']} {case['direction']}: {value_text(given['shape'])}, {given['dtype']}, "
             f"{given['memory_format']}, {case['mode']}, {case['rounds']} rounds in {case['seconds']:.3g} s"
+            + (f", {again} blocks preempted and run again" if again else "")
         )
     yield (
         f"{machine['gpu'] or machine['cpu'] or 'unknown processor'}, {plan['threads']} thread(s), "

@@ -58,6 +58,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "executed": dataclasses.asdict(_executed(card)),
         "explained": card.explained,
         "saved": card.saved,
+        "stated": card.stated,
         "traffic": dataclasses.asdict(card.traffic),
         "couples": card.couples,
         "eval_differs": card.eval_differs,
@@ -160,6 +161,7 @@ def _formulas(card: Card) -> list[tuple[str, str]]:
         ("bytes saved for backward", card.saved),
         ("least bytes moved, forward", card.traffic.forward),
         ("least bytes moved, backward", card.traffic.backward),
+        ("executed, saved stated where", card.stated if card.stated != "True" else ""),
         *((f"where {name} is", text) for name, text in card.derived.items()),
         *(("requires", rule.test) for rule in card.rules),
     ]
