@@ -2,7 +2,9 @@
 
 Symbols that formulas on cards may use: the sizes of the input, ``N C H W`` (1 where the input lacks the axis; a 5-d
 input has its depth folded into H), ``S = H·W`` positions, ``E = N·C·H·W`` elements, ``B`` bytes per element,
-``train`` (is the layer in training mode?), and every option of the card by its name.
+``train`` (is the layer in training mode?), and every option of the card by its name. Where the stone is no layer but
+works on a weight, its sizes are ``O`` outputs (the first axis), ``I`` inputs of each (the product of the others) and
+``E = O·I`` elements, beside ``B`` and ``train``.
 """
 
 from __future__ import annotations
@@ -13,18 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layers import formula
+from layers.option import Option, OptionError, OptionValue
 
 SIZES = ("N", "C", "H", "W", "S", "E", "B", "train")
+WEIGHT_SIZES = ("O", "I", "E", "B", "train")
 CARRIERS = ("linear", "conv", "conv-padded")
-OptionValue = int | float | bool | str | None
-
-
-class OptionError(ValueError):
-    """An option or a combination of options that a stone refuses; ``option`` names it for the command line."""
-
-    def __init__(self, message: str, option: str = "") -> None:
-        super().__init__(message)
-        self.option = option
+ROLES = ("layer", "transform", "penalty", "projection", "initializer", "optimizer")
+SAME = ("*",)  # the shape of a state tensor that is that of its parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,68 +39,11 @@ class Paper:
         return f"{self.authors}, “{self.title}”, {self.year}{', ' + where if where else ''}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One constructor option: name, type, default, range, and where the default comes from.
-
-    ``optional`` admits None (spelt ``none`` on the command line). ``choices`` lists the admitted strings.
-    """
-
-    name: str
-    type: type
-    default: OptionValue
-    help: str
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-    choices: tuple[str, ...] = ()
-    optional: bool = False
-    source: str = ""
-
-    def check(self, value: OptionValue) -> OptionValue:
-        """Return ``value`` (an int widened to float where a float is due) or raise OptionError naming the remedy."""
-        if value is None and self.optional:
-            return None
-        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        right_type = isinstance(value, self.type) and not (self.type is int and isinstance(value, bool))
-        if not right_type or (isinstance(value, float) and not math.isfinite(value)):
-            raise OptionError(f"{self.name}={value!r} is not {self.expected()}", self.name)
-        if self.choices and value not in self.choices:
-            raise OptionError(f"{self.name}={value!r} is not {self.expected()}", self.name)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not self._in_range(value):
-            raise OptionError(f"{self.name}={value!r} is out of range: it must be {self.expected()}", self.name)
-        return value
-
-    def _in_range(self, value: float) -> bool:
-        return (
-            (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-        )
-
-    def bounds(self) -> str:
-        """Return the range in words, such as ``≥ 1`` or ``> 0 and ≤ 1``; empty when there is none."""
-        marks = (("≥", self.ge), (">", self.gt), ("≤", self.le), ("<", self.lt))
-        return " and ".join(f"{mark} {bound:g}" for mark, bound in marks if bound is not None)
-
-    def expected(self) -> str:
-        """Return what the option admits, in words."""
-        if self.choices:
-            words = "one of " + ", ".join(self.choices)
-        else:
-            words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}[self.type]
-            words += f" {self.bounds()}" if self.bounds() else ""
-        return words + (" or none" if self.optional else "")
-
-
 @dataclass(frozen=True)
 class Rule:
     """A condition that sizes and options must meet together, and what to say when they do not.
 
-    ``message`` may use every symbol in braces, and ``{divisors_of_C}``, ``{divisors_of_N}`` for the remedy.
+    ``message`` may use every symbol in braces, and ``{divisors_of_C}`` (also of N and O) for the remedy.
     """
 
     test: str
@@ -114,7 +54,7 @@ class Rule:
         """Return the message when the rule can be judged from ``values`` and is broken."""
         if not formula.symbols(self.test) <= values.keys() or formula.evaluate(self.test, values):
             return None
-        words = {f"divisors_of_{name}": _listed(divisors(values[name])) for name in ("N", "C") if name in values}
+        words = {f"divisors_of_{name}": _listed(divisors(values[name])) for name in ("N", "C", "O") if name in values}
         return self.message.format(**values, **words)
 
 
@@ -126,6 +66,12 @@ def sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dic
     positions = height * width
     counts = {"N": n, "C": c, "H": height, "W": width, "S": positions, "E": n * c * positions}
     return {**counts, "B": itemsize, "train": train}
+
+
+def weight_sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
+    """Return the symbols that a weight of ``shape`` (O, …) gives to the formulas of what works on weights."""
+    outputs, inputs = shape[0], math.prod(shape[1:])
+    return {"O": outputs, "I": inputs, "E": outputs * inputs, "B": itemsize, "train": train, "*": tuple(shape)}
 
 
 def divisors(number: int) -> list[int]:
@@ -150,12 +96,16 @@ class Stat:
 
     def symbolic(self) -> str:
         """Return the shape as the notes write it, such as ``N×C/K``; ``scalar`` for a 0-d tensor."""
+        if self.shape == SAME:
+            return "that of the parameter"
         return self.label or "×".join(formula.pretty(size) for size in self.shape) or "scalar"
 
     def at(self, values: Mapping[str, Any]) -> tuple[int, ...] | None:
         """Return the concrete shape, or None when this tensor does not exist under ``values``."""
         if not formula.evaluate(self.given, values):
             return None
+        if self.shape == SAME:
+            return tuple(values["*"])
         return tuple(int(formula.evaluate(size, values)) for size in self.shape)
 
 
@@ -172,12 +122,14 @@ class Peer:
     """The layer people use today for the same computation: ``pkg.mod:Class`` and its arguments as formulas.
 
     ``{d}`` in ``target`` is the number of spatial axes, at least 1. ``given`` says for which options it computes the
-    same. `bench` puts it beside the stone.
+    same. `bench` puts it beside the stone. ``same`` is false for a yardstick, which does not compute the same: the
+    plain convolution beside one whose weights are standardized.
     """
 
     target: str
     arguments: Mapping[str, str]
     given: str = "True"
+    same: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +139,7 @@ class Claim:
     ``holds`` has entries ``w-scale`` (on every carrier) or ``x-recenter@linear,conv`` (only there). ``history`` says
     what stored statistics do: ``frozen`` (they keep their values) or ``follow`` (they saw the transformed data).
     ``options`` are those of the measurement (12 channels, batch of 8); ``carriers`` those on which it makes sense.
+    ``weight`` names a stone that reparametrizes the weight of the carrier: the row of the two together.
     """
 
     holds: tuple[str, ...]
@@ -195,6 +148,7 @@ class Claim:
     mode: str = "train"
     history: str = "frozen"
     carriers: tuple[str, ...] = CARRIERS
+    weight: str = ""
     why: str = ""
 
     def expects(self, name: str, carrier: str) -> bool:
@@ -243,7 +197,9 @@ class Card:
     ``exact_gradient``, formulas over the options, the latter false where the published backward is not the derivative
     by design (the reference in the tests then detaches what the paper detaches); ``remembers``, a formula too: the
     training output depends on stored statistics, so that recomputing a forward (activation checkpointing) differs;
-    ``role``, layer or transform (of a model); ``peer``, the reference of `bench`.
+    ``role``: a layer, a transform of a model, or what works on one weight: a penalty (a number that is minimized with
+    the loss), a projection (a new weight in its place), an initializer, an optimizer, which keeps ``state`` per
+    parameter; ``ranks``, the numbers of axes of the inputs that are admitted; ``peer``, the reference of `bench`.
     """
 
     title: str
@@ -256,6 +212,7 @@ class Card:
     derived: Mapping[str, str] = field(default_factory=dict)
     statistics: tuple[Stat, ...] = ()
     buffers: tuple[Stat, ...] = ()
+    state: tuple[Stat, ...] = ()
     params: str = "0"
     flops: Flops = Flops("0", "0")
     executed: Flops = Flops("", "")
@@ -272,14 +229,26 @@ class Card:
     exact_gradient: str = "True"
     remembers: str = "False"
     role: str = "layer"
+    ranks: tuple[int, ...] = (2, 3, 4, 5)
     peer: Peer | None = None
 
     def __post_init__(self) -> None:
         """Refuse a formula over a symbol that nothing defines."""
-        known = {*SIZES, *(option.name for option in self.options), *self.derived}
+        if self.role not in ROLES:
+            raise ValueError(f"{self.title}: role={self.role!r} is not one of {', '.join(ROLES)}")
+        known = {
+            *(WEIGHT_SIZES if self.works_on_weights else SIZES),
+            *(option.name for option in self.options),
+            *self.derived,
+        }
         for text in self._formulas():
             if unknown := formula.symbols(text) - known:
                 raise formula.FormulaError(f"{self.title}: formula {text!r} uses unknown {', '.join(sorted(unknown))}")
+
+    @property
+    def works_on_weights(self) -> bool:
+        """Whether the stone works on one weight of any shape, and is no layer and no transform of a model."""
+        return self.role not in ("layer", "transform")
 
     def _formulas(self) -> list[str]:
         pairs = (self.flops, self.executed, self.traffic)
@@ -295,7 +264,8 @@ class Card:
             *(t for p in pairs for t in (p.forward, p.backward) if t),
         ]
         texts += [rule.test for rule in self.rules]
-        return texts + [t for stat in (*self.statistics, *self.buffers) for t in (*stat.shape, stat.given)]
+        tensors = (*self.statistics, *self.buffers, *self.state)
+        return texts + [t for stat in tensors for t in (*(stat.shape if stat.shape != SAME else ()), stat.given)]
 
     def option(self, name: str) -> Option:
         """Return the option called ``name``; raises OptionError with a near miss when there is none."""
@@ -325,11 +295,21 @@ class Card:
                 raise OptionError(refusal, rule.option)
         return full
 
+    def sizes(self, shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
+        """Return the sizes that an input (a weight where the stone works on weights) gives to formulas."""
+        return (weight_sizes if self.works_on_weights else sizes)(shape, train=train, itemsize=itemsize)
+
     def symbols(
         self, shape: Sequence[int], options: Mapping[str, OptionValue], *, train: bool = True, itemsize: int = 4
     ) -> dict[str, Any]:
-        """Return every symbol of this card's formulas for an input of ``shape`` (N, C, …) and all ``options``."""
-        values = sizes(shape, train=train, itemsize=itemsize) | dict(options)
+        """Return every symbol of this card's formulas for an input (or weight) of ``shape`` and all ``options``."""
+        values = self.sizes(shape, train=train, itemsize=itemsize) | dict(options)
         for name, text in self.derived.items():
             values[name] = formula.evaluate(text, values)
         return values
+
+
+__all__ = [
+    "CARRIERS", "ROLES", "SAME", "SIZES", "Card", "Claim", "Flops", "Identity", "Option", "OptionError", "OptionValue",
+    "Paper", "Peer", "Rule", "Stat", "divisors", "sizes", "weight_sizes",
+]  # fmt: skip

@@ -110,9 +110,11 @@ def _build(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in _VOCABULARY:
             return _VOCABULARY[name](*map(_build, args), **{str(k.arg): _build(k.value) for k in keywords})
         case ast.Tuple(elts=items):
-            return tuple(map(_build, items))
+            parts = (_build(i.value) if isinstance(i, ast.Starred) else (_build(i),) for i in items)
+            return tuple(each for part in parts for each in part)
         case ast.Dict(keys=keys, values=values):
-            return {_build(k): _build(v) for k, v in zip(keys, values, strict=True) if k is not None}
+            pairs = ((k, _build(v)) for k, v in zip(keys, values, strict=True))
+            return {key: each for k, v in pairs for key, each in (v.items() if k is None else ((_build(k), v),))}
         case ast.Name(id=name) if name in _CONSTANTS:
             return _CONSTANTS[name]
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):

@@ -2,7 +2,8 @@
 
 A formula is one Python expression over symbols: ``2*C if affine else 0``, ``C % groups == 0``. It may use numbers,
 ``True``/``False``/``None``, ``+ - * / // % **``, comparisons (also ``is None``), ``and``/``or``/``not``,
-``x if c else y``, ``min``, ``max`` and ``sqrt``; nothing else, so that text from a card cannot run code.
+``x if c else y``, ``min``, ``max``, ``sqrt`` and ``axis(k, 0)``, the entry of an option that has one per axis; nothing
+else, so that text from a card cannot run code.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
     ast.IsNot: operator.is_not,
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {ast.USub: operator.neg, ast.Not: operator.not_}
-_CALLS: dict[str, Callable[..., Value]] = {"min": min, "max": max, "sqrt": math.sqrt}
+_CALLS: dict[str, Callable[..., Value]] = {"min": min, "max": max, "sqrt": math.sqrt, "axis": operator.getitem}
 
 
 @cache

@@ -25,7 +25,7 @@ IMAGENET_BLOCKS = {
 EXPANSION = 4  # of a bottleneck's last convolution
 
 
-def cifar_resnet(depth: int, width: int = 16, classes: int = 10, norm: NormFactory = BatchNorm) -> ResNet:
+def cifar_resnet(depth: int = 14, width: int = 16, classes: int = 10, norm: NormFactory = BatchNorm) -> ResNet:
     """Return ResNet-(6b + 2): a 3×3 stem and three stages of b two-convolution blocks, w, 2w and 4w channels wide.
 
     With batch normalization its γ and β are 14 w (2b + 1) numbers. Raises OptionError for a ``depth`` that is not

@@ -1,0 +1,1 @@
+"""Weight reparametrizations, one per file."""
