@@ -1,0 +1,1 @@
+"""Convolutions that compute something of their own, one per file."""
