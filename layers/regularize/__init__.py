@@ -1,0 +1,1 @@
+"""Regularizers and projections of weights, one per file."""

@@ -1,0 +1,37 @@
+"""What functions of one weight share: checked options, and float32 or wider, whatever the weight and autocast are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from layers.card import Card, OptionError, OptionValue
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def check(card: Card, weight: Tensor, options: Mapping[str, OptionValue]) -> None:
+    """Raise OptionError for a weight of less than two axes and for options that ``card`` refuses for its sizes.
+
+    Inside torch.compile, which cannot trace a card's rules, options are taken as they are.
+    """
+    if weight.dim() < 2:
+        raise OptionError(f"{card.impl} needs a weight (O, …) of 2 axes or more, not {tuple(weight.shape)}")
+    if not torch.compiler.is_compiling():
+        card.check(card.sizes(weight.shape), options)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float32 when it is of half precision, else as it is."""
+    return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which autocast leaves products of matrices on the device of ``tensor`` as they are."""
+    device = tensor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
