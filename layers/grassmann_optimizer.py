@@ -1,0 +1,266 @@
+"""What SGD-G and Adam-G share: checked parameter groups, state, and a step over all rows of a kernel or of many.
+
+A subclass says how a buffer of tangents follows the gradient and how far the rows turn (`_follow`). Parameter groups
+with ``manifold=False`` are trained by Nesterov SGD, torch's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim import Optimizer
+from torch.optim.sgd import sgd
+
+from layers.card import Card, OptionError
+from layers.grassmann import lengths, refuse_zero_rows, rotate_, tangent
+
+HALF = (torch.float16, torch.bfloat16)
+# How many weights are worth joining: copying more takes longer on the CPU than the calls that are saved.
+JOINED, JOINED_ELSEWHERE = {"cpu": 1 << 15}, 1 << 24
+Group = dict[str, Any]
+Params = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
+
+
+class GrassmannOptimizer(Optimizer):
+    """Base of the optimizers on G(1, n). Rows are filters: the weights of one index of the first axis of a parameter.
+
+    ``card`` holds the options and the names of the state of a parameter, each of the parameter's dtype and device,
+    created at its first step. Not offered: differentiable, capturable, fused; sparse gradients; complex parameters.
+    Raises OptionError for refused options, in the constructor and in groups, for parameters with manifold=True that
+    have no rows of two or more weights, or a row of zeros.
+    """
+
+    card: ClassVar[Card]
+
+    def __init__(self, params: Params, options: Mapping[str, Any]) -> None:
+        for name, value in options.items():
+            self.card.option(name).check(_number(value))
+        super().__init__(params, dict(options))
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; options that it lacks are those of the constructor. Raises OptionError as the constructor."""
+        if isinstance(param_group, dict):
+            self._refuse_options(param_group)
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        names = added.get("param_names") or [f"parameter {i}" for i in range(len(added["params"]))]
+        try:
+            for name, parameter in zip(names, added["params"], strict=True):
+                _refuse_parameter(parameter, name, added)
+        except OptionError:
+            self.param_groups.pop()
+            raise
+
+    def _refuse_options(self, group: Group) -> None:
+        for name in ("differentiable", "capturable", "fused"):
+            if group.get(name):
+                raise OptionError(f"{name}={group[name]!r}: {type(self).__name__} does not offer it", name)
+        names = [option.name for option in self.card.options]
+        self.card.check({}, {name: _number(group.get(name, self.defaults[name])) for name in names})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickle or a loaded state_dict; options that older ones lack get those of the constructor."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in (option.name for option in self.card.options):
+                group.setdefault(name, self.defaults[name])
+
+    @_disable_dynamo  # torch.compiler.disable would import the compiler at once
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return what ``closure`` returned, run once with gradients enabled.
+
+        Parameters without gradient keep their values and state. A group on the Grassmannian whose ``lr`` is 0 stands
+        still, its momentum too. torch.compile runs it as it is. Raises RuntimeError for sparse gradients and when
+        captured into a CUDA graph.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+            raise RuntimeError(f"{type(self).__name__} is not capturable: step outside the CUDA graph")
+        for group in self.param_groups:
+            params: list[Tensor] = []
+            states: list[dict[str, Tensor]] = []
+            self._init_group(group, params, states)
+            if not group["manifold"]:
+                self._step_plain(group, params, states)
+            elif float(group["lr"]):
+                self._step_rows(group, params, states)
+        return loss
+
+    def _init_group(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+        """Collect the parameters that have a gradient, and their state, created where there is none."""
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            if parameter.grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
+            state = self.state[parameter]
+            if not state:
+                state.update(self._start(parameter) if group["manifold"] else _start_plain(parameter))
+            params.append(parameter)
+            states.append(state)
+
+    def _start(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return the state of a parameter that has not moved yet."""
+        raise NotImplementedError
+
+    def _follow(self, group: Group, h: Tensor, state: list[Tensor], age: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Update ``state`` by the tangents ``h`` (…, n); return buffer a, its lengths, and by what angles to turn."""
+        raise NotImplementedError
+
+    def _step_plain(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+        options = {name: group[name] for name in ("momentum", "weight_decay", "maximize", "foreach")}
+        buffers: list[Tensor | None] = [state["momentum_buffer"] for state in states]
+        grads = [parameter.grad for parameter in params if parameter.grad is not None]
+        sgd(params, grads, buffers, **options, lr=float(group["lr"]), dampening=0, nesterov=True)
+
+    def _step_rows(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+        found = [_Kernel.of(parameter, state, group) for parameter, state in zip(params, states, strict=True)]
+        for kernels in _batches(found, group["foreach"]):
+            joined = [_join(kernels, i) for i in range(len(kernels[0].tensors))]
+            with _without_autocast(joined[P].device.type):
+                self._advance(group, joined[P], joined[GRADIENT], joined[GRADIENT + 1 :], kernels[0].age)
+            for i, rows in enumerate(joined):
+                if i != GRADIENT:
+                    _restore(kernels, i, rows)
+
+    def _advance(self, group: Group, p: Tensor, gradient: Tensor, state: list[Tensor], age: float) -> None:
+        """Turn the rows of ``p`` (k, O, n) and update their state, in place."""
+        y = p / lengths(p)
+        h = tangent(-gradient if group["maximize"] else gradient, y, group["omega"])
+        rotate_(p, y, *self._follow(group, h, state, age))
+
+
+P, GRADIENT = 0, 1  # where parameter and gradient stand among the tensors of a kernel, before its state
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """One parameter, its gradient and state, as rows: (k, O, n) for k groups of O filters of n weights.
+
+    Within a row the order of weights is that of the parameter's memory: no formula depends on it, and a channels_last
+    kernel is a view then. Without penalty a row knows no other, so O is 1.
+    """
+
+    tensors: list[Tensor]
+    order: tuple[int, ...] | None
+    shape: tuple[int, int, int]
+    age: float
+
+    @classmethod
+    def of(cls, parameter: Tensor, state: dict[str, Tensor], group: Group) -> _Kernel:
+        """Take the ``state`` of ``parameter``; a tensor "step" in it is counted on, and its number is the age."""
+        age = 0.0
+        if "step" in state:
+            state["step"] += 1
+            age = float(state["step"])
+        assert parameter.grad is not None
+        tensors = [parameter, parameter.grad, *(tensor for name, tensor in state.items() if name != "step")]
+        order = None if parameter.is_contiguous() else _memory_order(parameter)
+        outputs = parameter.shape[0] // group["groups"] if group["omega"] else 1
+        blocks = group["groups"] if group["omega"] else parameter.shape[0]
+        return cls(tensors, order, (blocks, outputs, math.prod(parameter.shape[1:])), age)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What kernels that are stepped as one have in common."""
+        return (*self.shape[1:], self.age, self.tensors[P].dtype, self.tensors[P].device)
+
+    def laid(self, i: int) -> Tensor:
+        """Tensor ``i`` with its axes in the order of the parameter's memory; one number per filter as it is."""
+        tensor = self.tensors[i]
+        return tensor if tensor.dim() == 1 or self.order is None else tensor.permute(self.order)
+
+    def rows(self, i: int) -> Tensor:
+        """Tensor ``i`` as rows, a view if `direct`; half precision as float32."""
+        tensor = self.laid(i)
+        wide = tensor.float() if tensor.dtype in HALF else tensor
+        return wide.reshape(*self.shape[:2], 1 if tensor.dim() == 1 else self.shape[2])
+
+    def direct(self, i: int) -> bool:
+        """Whether writing into `rows` is writing into tensor ``i``."""
+        return self.tensors[i].dtype not in HALF and self.laid(i).is_contiguous()
+
+    def store(self, i: int, rows: Tensor) -> None:
+        """Write ``rows`` into tensor ``i``."""
+        laid = self.laid(i)
+        laid.copy_(rows.view(laid.shape))
+
+
+def _memory_order(parameter: Tensor) -> tuple[int, ...]:
+    """The first axis, then the others from the largest stride to the smallest."""
+    strides = parameter.stride()
+    return (0, *sorted(range(1, parameter.dim()), key=lambda axis: -strides[axis]))
+
+
+def _join(kernels: list[_Kernel], i: int) -> Tensor:
+    return kernels[0].rows(i) if len(kernels) == 1 else torch.cat([kernel.rows(i) for kernel in kernels])
+
+
+def _restore(kernels: list[_Kernel], i: int, rows: Tensor) -> None:
+    """Write what became of tensor ``i`` of all ``kernels`` back, where it is not the tensor itself."""
+    if len(kernels) == 1 and kernels[0].direct(i):
+        return
+    parts = torch.split(rows, [kernel.shape[0] for kernel in kernels])
+    for kernel, part in zip(kernels, parts, strict=True):
+        kernel.store(i, part)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Products of rows are not rounded because a step is taken inside torch.autocast."""
+    active = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if active else nullcontext()
+
+
+def _batches(kernels: list[_Kernel], foreach: bool | None) -> list[list[_Kernel]]:
+    """Join kernels with rows of equal length, up to `JOINED` weights in all, unless ``foreach`` is false."""
+    batches: list[list[_Kernel]] = []
+    open_: dict[Any, int] = {}  # which batch has room, by key
+    sizes: list[int] = []
+    for kernel in kernels:
+        size, most = kernel.tensors[P].numel(), JOINED.get(kernel.tensors[P].device.type, JOINED_ELSEWHERE)
+        i = open_.get(kernel.key, -1)
+        if foreach is not False and i >= 0 and sizes[i] + size <= most:
+            batches[i].append(kernel)
+            sizes[i] += size
+        else:
+            open_[kernel.key] = len(batches)
+            batches.append([kernel])
+            sizes.append(size)
+    return batches
+
+
+def _start_plain(parameter: Tensor) -> dict[str, Tensor]:
+    return {"momentum_buffer": torch.zeros_like(parameter, memory_format=torch.preserve_format)}
+
+
+def _number(value: Any) -> Any:
+    """A tensor of one element, which torch admits for lr, as the number that it holds."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _refuse_parameter(parameter: Tensor, name: str, group: Group) -> None:
+    if parameter.is_complex():
+        raise OptionError(f"{name} is complex: give its real view, torch.view_as_real")
+    if not parameter.is_floating_point():
+        raise OptionError(f"{name} is {parameter.dtype}: only floating-point parameters can be trained")
+    if not group["manifold"]:
+        return
+    if math.prod(parameter.shape[1:]) < 2:
+        raise OptionError(
+            f"{name} of shape {tuple(parameter.shape)} has no rows of two or more weights to turn: "
+            "put it into a group with manifold=False"
+        )
+    if parameter.shape[0] % group["groups"]:
+        raise OptionError(f"groups={group['groups']} does not divide the {parameter.shape[0]} rows of {name}", "groups")
+    refuse_zero_rows(parameter, name)
