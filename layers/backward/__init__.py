@@ -1,0 +1,1 @@
+"""Rules of back-propagation, one per file."""

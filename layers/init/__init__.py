@@ -1,0 +1,1 @@
+"""Initializers, one per file."""
