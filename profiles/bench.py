@@ -149,7 +149,7 @@ def _candidates(case: Case, timing: Timing) -> list[Record]:
         rows.append(
             {
                 "name": job.name,
-                "role": {case.label: "stone", COPY: "copy"}.get(job.name, "reference"),
+                "role": case.role(job.name),
                 "ms": _digits(took * 1e3),
                 "ms_ci95": _bounds(found.median, 1e3),
                 "iqr_ms": _digits(found.iqr * 1e3),

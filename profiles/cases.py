@@ -1,6 +1,7 @@
 """What is timed: a layer in one direction, its references on the same input, and a plain copy of the same bytes.
 
 ``forward`` runs as in training, recording the graph (in evaluation mode: as in inference, recording none).
+Of an optimizer ``forward`` is one step; what else works on a weight is called on it, the input.
 ``backward`` is the backward pass alone, each time of a fresh graph whose making is off the clock.
 ``forward+backward`` is both. Backward gives the gradients of the input and of all parameters, from a fixed upstream
 gradient, and adds them to nothing.
@@ -13,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from layers import formula
-from layers.card import Peer
-from layers.catalog import Stone, UnknownStone
+from layers.card import OptionError, OptionValue, Peer
+from layers.catalog import Stone, UnknownStone, suggest
 from profiles.clocks import Job
 from profiles.errors import Refusal, Unavailable
+from profiles.spelling import read
 from profiles.subject import Setup, Subject, subject
-from profiles.target import Foreign, resolve
+from profiles.target import Foreign, Target, options_of, resolve
 from profiles.timing import Comparison
 
 if TYPE_CHECKING:
@@ -51,6 +53,14 @@ class Case:
     references: Mapping[str, Subject | None] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     compile: bool = False
+
+    def role(self, name: str) -> str:
+        """Return what the job ``name`` is: the stone, the copy, a reference, or a yardstick, which computes other."""
+        if name in (self.label, COPY):
+            return "stone" if name == self.label else COPY
+        peer = peer_of(self.subject)
+        is_yardstick = peer is not None and not peer.same and name == peer_name(self.subject)
+        return "yardstick" if is_yardstick else "reference"
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -87,8 +97,9 @@ def case(
 ) -> Case:
     """Return the case of ``what`` in ``direction`` beside the references ``vs`` and those that ``gates`` name.
 
-    A reference is ``copy``, ``peer`` (the card's), ``pkg.mod:Class``, a stone, or a name in ``others``. Without ``vs``
-    the peer is taken if there is one. Raises `Refusal` for an unknown direction or a peer that does not exist.
+    A reference is ``copy``, ``peer`` (the card's), ``pkg.mod:Class``, a stone, a stone with options such as
+    ``svb:method=svd,factor=2``, or a name in ``others``. Without ``vs`` the peer is taken if there is one.
+    Raises `Refusal` for an unknown direction or a peer that does not exist.
     """
     label = label or what.name
     if direction not in DIRECTIONS:
@@ -108,7 +119,7 @@ def case(
 def _check_timeable(what: Subject) -> None:
     if what.setup.elements == 0:
         raise Refusal(f"{what.name}: an input without elements takes no time that could be compared")
-    if what.card is not None and what.card.role != "layer":
+    if what.card is not None and what.card.role == "transform":
         raise Refusal(f"{what.name} transforms a model: it has no forward to time")
 
 
@@ -131,21 +142,40 @@ def peer_name(what: Subject) -> str:
 def reference(what: Subject, name: str) -> Subject:
     """Return the layer called ``name``, constructed as ``what`` is, under the same setup.
 
-    Its arguments are those of the card's peer when that is what ``name`` means; else options of the same name, and
-    the channels under whatever name it takes them.
+    It may be a stone with options of its own, ``svb:method=svd``. Its arguments are those of the card's peer when that
+    is what ``name`` means; else options of the same name, and the channels under whatever name it takes them.
     """
+    stone, _, spelt = name.partition(":") if "=" in name else (name, "", "")
     try:
-        target = resolve(name)
+        target = resolve(stone)
     except UnknownStone as error:
-        raise Refusal(f"{error}; references are copy, peer, a stone, or pkg.mod:Class") from error
+        raise Refusal(f"{error}; references are copy, peer, a stone (svb, svb:method=svd), or pkg.mod:Class") from error
     peer = peer_of(what)
     if peer is not None and isinstance(target, Foreign) and name == peer_name(what):
         arguments = {key: formula.evaluate(text, what.symbols) for key, text in peer.arguments.items()}
         return Subject(target, arguments, what.setup)
-    if isinstance(target, Stone) and target.card.role != "layer":
+    if isinstance(target, Stone) and target.card.role == "transform":
         raise Refusal(f"{name} transforms a model: it has no forward to compare with")
-    takes = {option.name for option in (target.options if isinstance(target, Foreign) else target.card.options)}
-    return subject(target, {key: value for key, value in what.options.items() if key in takes}, what.setup)
+    if isinstance(target, Stone) and target.card.works_on_weights != what.on_weight:
+        one, other = ("a weight", "a layer's input") if what.on_weight else ("a layer's input", "a weight")
+        raise Refusal(f"{what.name} works on {one}, {name} on {other}: their times do not compare")
+    takes = {option.name for option in options_of(target)}
+    options = {key: value for key, value in what.options.items() if key in takes}
+    return subject(target, options | _spelt(target, spelt), what.setup)
+
+
+def _spelt(target: Target, text: str) -> dict[str, OptionValue]:
+    """Read ``name=value,name=value``; raises `OptionError` for an option or value that ``target`` does not have."""
+    options = {option.name: option for option in options_of(target)}
+    values = {}
+    for part in text.split(",") if text else ():
+        key, _, value = part.partition("=")
+        name = key.strip().replace("-", "_")
+        if name not in options:
+            near = suggest(name, options)
+            raise OptionError(f"{target.name} has no option {key!r}" + (f"; did you mean {near}?" if near else ""))
+        values[name] = read(options[name], value.strip())
+    return values
 
 
 def jobs(what: Case) -> list[Job]:
@@ -187,6 +217,8 @@ class _Layer:
         """Return the job of ``direction``."""
         if direction == "forward":
             return Job(name, lambda: self.module(self.x))
+        if not self.what.has_backward:
+            raise Refusal(f"{self.what.name} has no {direction}: a {self.what.role} is not differentiated")
         if not self.has_gradient:
             raise Refusal(f"{self.what.name} has no {direction}: its output depends on its input by no gradient")
         with self.what.refusing("fails in its backward"):

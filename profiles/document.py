@@ -172,3 +172,9 @@ class _Builder:
 def _place(name: str, mark: Any) -> Place:
     """The place of PyYAML's mark, which counts from 0; the start of the file without one."""
     return Place(name) if mark is None else Place(name, mark.line + 1, mark.column + 1)
+
+
+def per_axis(value: Value) -> tuple[int, ...] | None:
+    """Return a list of several integers, an option's one number per axis, as a tuple; None for anything else."""
+    items = [each.value for each in value.value] if isinstance(value.value, list) else []
+    return tuple(items) if len(items) > 1 and all(type(item) is int for item in items) else None

@@ -1,4 +1,4 @@
-"""What a layer costs: parameters, buffers, statistics, operations, bytes; what its card says beside what is measured.
+"""What a layer, or a step on a weight, costs: parameters, state, operations, bytes; the card beside the measurement.
 
 `inspect` returns one JSON-able record. With a card every number is stated by a formula first and measured second; a
 difference is listed in ``checks`` and makes ``ok`` false. Nothing of the measured layer's state is changed: it is built
@@ -29,6 +29,7 @@ UNSTATED = (
     "the card states executed operations and saved bytes for float32, contiguous, CPU, 1 sample and 2 positions or "
     "more, and the usual options"
 )
+NOMINAL = "decompositions nominal: eigenvectors 9n³, thin SVD 6mn² + 20n³, thin QR 4mn² − 4n³/3 (Golub & Van Loan)"
 Record = dict[str, Any]
 
 
@@ -42,6 +43,9 @@ def inspect(subject: Subject, *, measure: bool = True, fvcore: bool = True) -> R
         check_environment(subject.setup)
         _measure(record, subject, fvcore)
     _total(record)
+    if subject.on_weight:
+        total, elements = record["flops"]["forward"]["total"], subject.setup.elements
+        record["flops"]["per_element"] = None if total is None else round(total / elements, 4)
     record["ok"] = all(check["ok"] for check in record["checks"])
     return record
 
@@ -55,6 +59,7 @@ def _stated(subject: Subject) -> Record:
             "name": subject.name,
             "title": card.title if card else subject.name,
             "kind": getattr(subject.target, "kind", "class"),
+            "role": subject.role,
             "options": dict(subject.options),
             "mode": "train" if setup.train else "eval",
         },
@@ -69,6 +74,7 @@ def _stated(subject: Subject) -> Record:
         "output": None,
         "params": _params(card, subject),
         "buffers": {"total": None, "bytes": None, "tensors": _tensors(card.buffers if card else (), subject)},
+        "state": _tensors(card.state if card else (), subject),
         "stats": _tensors(card.statistics if card else (), subject),
         "flops": _flops(card, subject),
         "memory": _memory(card, subject),
@@ -99,7 +105,9 @@ def _is_stated(subject: Subject) -> bool:
     """Whether the card states executed operations and saved bytes for this setup and these options."""
     setup, symbols = subject.setup, subject.symbols
     usual = (setup.dtype, setup.memory_format, setup.device) == ("float32", "contiguous", "cpu")
-    if subject.card is None or not usual or symbols["N"] == 0 or symbols["S"] < 2:
+    if subject.card is None or not usual:
+        return False
+    if not subject.on_weight and (symbols["N"] == 0 or symbols["S"] < 2):
         return False
     return bool(formula.evaluate(subject.card.stated, symbols))
 
@@ -122,7 +130,9 @@ def _flops(card: Card | None, subject: Subject) -> Record:
             "free": {},
             "uncounted": {},
         }
-    return {"convention": CONVENTION, **passes, "fvcore": None, "explained": card.explained if card else ""}
+    explained = card.explained if card else ""
+    convention = f"{CONVENTION}; {NOMINAL}" if subject.on_weight else CONVENTION
+    return {"convention": convention, **passes, "per_element": None, "fvcore": None, "explained": explained}
 
 
 def _memory(card: Card | None, subject: Subject) -> Record:
@@ -150,7 +160,7 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
     module, x = subject.build(), subject.input()
     _parameters(record, module)
     seen = _first_batch(subject, module, x)
-    if fvcore:
+    if fvcore and not subject.on_weight:
         from profiles import peers
 
         record["flops"]["fvcore"] = dict(vars(peers.fvcore(module, x)))
@@ -161,7 +171,9 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
         record["output"] = {"shape": list(y.shape), "dtype": str(y.dtype).removeprefix("torch."), "bytes": y.nbytes}
         with subject.refusing("fails in its backward"):
             backward = _backward(y) if y.requires_grad and y.numel() else None
-    record["memory"]["saved"] |= {"measured": saved.bytes, "holds_input": saved.holds(x)}
+    holds = saved.holds(x)
+    kept = saved.bytes - (x.nbytes if subject.on_weight and holds else 0)  # the weight is a parameter, there anyway
+    record["memory"]["saved"] |= {"measured": kept, "holds_input": holds}
     _counted(record["flops"]["forward"], forward.count)
     if backward is not None:
         _counted(record["flops"]["backward"], backward)
@@ -229,9 +241,13 @@ def _counted(row: Record, count: Count) -> None:
 
 def _observed(record: Record, seen: Mapping[str, Tensor], module: nn.Module) -> None:
     """Put the shapes seen beside the shapes stated; what the card does not name is added without a card shape."""
+    from profiles.adapters import state_of
+
     kept = module.state_dict()
     buffers = {name: tensor for name, tensor in module.named_buffers() if name in kept}
-    for rows, tensors in ((record["stats"], seen), (record["buffers"]["tensors"], buffers)):
+    state = state_of(module)
+    kept = kept | state
+    for rows, tensors in ((record["stats"], seen), (record["buffers"]["tensors"], buffers), (record["state"], state)):
         stated = {row["name"] for row in rows}
         for name in tensors:
             if name not in stated:
@@ -258,12 +274,13 @@ def _check(record: Record, subject: Subject) -> None:
         checks.append({"what": what, "card": card, "measured": measured, "ok": card == measured})
 
     compare("params", record["params"]["card"], record["params"]["total"])
-    for where, rows in (("stats", record["stats"]), ("buffers", record["buffers"]["tensors"])):
+    tensors = (("stats", record["stats"]), ("buffers", record["buffers"]["tensors"]), ("state", record["state"]))
+    for where, rows in tensors:
         for row in rows:
             compare(f"{where}.{row['name']}.shape", row["card"], row["observed"])
     if not _is_stated(subject):
         return
-    for name in ("forward", "backward"):
+    for name in ("forward", "backward") if subject.has_backward else ("forward",):
         row = record["flops"][name]
         compare(f"flops.{name}.executed", row["executed_card"], row["executed"])
     if subject.setup.train:

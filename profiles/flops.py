@@ -3,7 +3,8 @@
 Convention: an add, subtract, multiply, divide, comparison or elementary function counts 1, a multiply-add 2 (its MAC is
 reported beside). A mean of n values is n operations, a sum n − 1. A fused normalization kernel counts as its two-pass
 definition: 4 per element for the moments, 1 to scale, 2 for γ and β, and 2 per statistic for + ε and the root.
-Integer bookkeeping, views, copies and allocation are free.
+Integer bookkeeping, views, copies, drawing random numbers and allocation are free.
+Decompositions count nominally (`profiles.decompositions`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from profiles.decompositions import NOMINAL
 from profiles.dispatch import Window
 
 Args = Sequence[Any]
@@ -114,6 +116,11 @@ def _variance(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
     return 4 * _elements(args[0])
 
 
+def _pad_backward(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
+    """Each added element's gradient is added to that of the element it repeats."""
+    return int(args[0].numel() - out.numel())
+
+
 def _group_norm(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
     return _norm(args[0], out[1], [args[1], args[2]])
 
@@ -188,11 +195,27 @@ def _convolution_bias_backward(args: Args, kwargs: Mapping[str, Any], out: Any) 
     return args[0].numel() - out[2].numel() if args[10][2] else 0
 
 
+def _pooled(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
+    """The sum over a window and the division by its size."""
+    return _elements(out) * math.prod(_pair(args[1]))
+
+
+def _pooled_backward(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
+    """One division per window, one addition per element of it."""
+    return int(args[0].numel() * (1 + math.prod(_pair(args[2]))))
+
+
+def _pair(size: Any) -> tuple[int, ...]:
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return sizes * 2 if len(sizes) == 1 else sizes
+
+
 # One operation per element of the output.
 _ONE = (
     "mul div sqrt rsqrt reciprocal square pow exp log log2 log1p expm1 neg abs sign sin cos tanh sigmoid relu erf "
     "floor ceil round trunc remainder fmod maximum minimum eq ne lt le gt ge isfinite isnan isinf atan2 "
-    "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not threshold frac softplus silu gelu leaky_relu"
+    "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not threshold frac softplus silu gelu "
+    "leaky_relu sgn acos asin tan sinh cosh"
 ).split()
 _FORMULAS: dict[str, Formula] = {
     **{name: _per_output(1) for name in _ONE},
@@ -221,6 +244,12 @@ _FORMULAS: dict[str, Formula] = {
     "var": _variance,
     "var_mean": _variance,
     "std": _variance,
+    "sinc": _per_output(3),  # π x, its sine, the quotient
+    "trace": lambda args, kwargs, out: min(args[0].shape) - 1,
+    **NOMINAL,
+    "avg_pool2d": _pooled,
+    "avg_pool2d_backward": _pooled_backward,
+    "norm": lambda args, kwargs, out: 2 * _elements(args[0]),
     "linalg_vector_norm": lambda args, kwargs, out: 2 * _elements(args[0]),
     "native_group_norm": _group_norm,
     "native_layer_norm": _layer_norm,
@@ -229,6 +258,8 @@ _FORMULAS: dict[str, Formula] = {
     "cudnn_batch_norm": _batch_norm,
     "native_group_norm_backward": _norm_backward(4),
     "native_layer_norm_backward": _norm_backward(5),
+    "reflection_pad2d_backward": _pad_backward,
+    "replication_pad2d_backward": _pad_backward,
     "native_batch_norm_backward": _batch_norm_backward,
 }
 _MACS: dict[str, Formula] = {
@@ -258,6 +289,7 @@ _FREE = frozenset(
     where roll flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle im2col
     slice_backward select_backward expand_copy permute_copy _unsafe_view _reshape_alias item bernoulli normal uniform
     randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy
-    squeeze unsqueeze transpose t swapaxes _conj _fused_dropout
+    squeeze unsqueeze transpose t swapaxes _conj _fused_dropout reflection_pad2d replication_pad2d
+    reflection_pad1d reflection_pad3d replication_pad1d replication_pad3d diagonal diag_embed diagonal_copy
     """.split()
 )

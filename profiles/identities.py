@@ -3,7 +3,8 @@
 With ``equals`` the two layers have the same sizes, parameters (γ and β away from 1 and 0) and stored statistics, and
 both pass back the same upstream gradient. Layers whose published backward is not the derivative are compared like the
 others: an identity says that two techniques train alike. With ``proof`` a function of the stone's file makes the two
-sides; where the stone transforms models, from a small ResNet.
+sides: of a layer and an input, of a small ResNet where the stone transforms models, of the stone with its options and a
+weight where it works on weights (an optimizer's gets what makes one from parameters).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from layers import catalog, formula
-from layers.card import Identity, OptionValue, sizes
+from layers.card import Identity, OptionValue
 from layers.catalog import Stone
 from profiles.difference import Difference, difference
 from profiles.prepared import perturb, seasoned
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DIMS = {"N": 6, "C": 12, "H": 5, "W": 4}
+WEIGHT = {"O": 6, "C": 4, "H": 3, "W": 2}  # of what works on weights
 IMAGES = {"N": 6, "C": 3, "H": 16, "W": 16}  # for a small ResNet, where the stone transforms models
 HISTORY = 3  # batches that stored statistics have seen
 SEED = 0  # of the data; γ and β and the upstream gradient have its neighbours: one along x would vanish behind a norm
@@ -89,6 +92,8 @@ def _differences(stone: Stone, identity: Identity) -> dict[str, Difference]:
         torch.manual_seed(SEED)
         if stone.card.role == "transform":
             return {"proof": _prove(stone, identity, *_model(identity))}
+        if stone.card.works_on_weights:
+            return {"proof": _prove(stone, identity, *_bound(stone, identity))}
         setup = _setup(identity, DIMS)
         left, (x, *past) = _subject(stone, identity.options, setup), _batches(setup)
         first = left.build()
@@ -104,11 +109,18 @@ def _differences(stone: Stone, identity: Identity) -> dict[str, Difference]:
         return _compare((left, seasoned_first), (right, second), x)
 
 
-def _prove(stone: Stone, identity: Identity, layer: nn.Module, x: Tensor) -> Difference:
+def _prove(stone: Stone, identity: Identity, layer: Callable[..., Any], x: Tensor) -> Difference:
     """Compare the two sides that a function of the stone's file returns."""
-    proof: Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+    proof: Callable[[Callable[..., Any], Tensor], tuple[Tensor, Tensor]]
     proof = getattr(importlib.import_module(stone.module), identity.proof)
     return difference(*proof(layer, x.requires_grad_()))
+
+
+def _bound(stone: Stone, identity: Identity) -> tuple[Callable[..., Any], Tensor]:
+    """Return the stone with its options bound, to be called on a weight or parameters, and the weight."""
+    setup = _setup(identity, WEIGHT)
+    made = _subject(stone, identity.options, setup)
+    return partial(stone.load(), **made.options), _batches(setup)[0]
 
 
 def _model(identity: Identity) -> tuple[nn.Module, Tensor]:
@@ -144,7 +156,7 @@ def _setup(identity: Identity, standard: Mapping[str, int]) -> Setup:
 
 def _subject(stone: Stone, options: Mapping[str, OptionValue], setup: Setup) -> Subject:
     """Check ``options`` after evaluating the formulas among them."""
-    known = sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
+    known = stone.card.sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
     values = {
         name: formula.evaluate(value, known)
         if isinstance(value, str) and stone.card.option(name).type in (int, float)

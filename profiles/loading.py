@@ -31,7 +31,7 @@ from profiles.allocator import ALLOCATORS, KEPT
 from profiles.bench import Bench
 from profiles.cases import COPY, DIRECTIONS, PEER, Case, Gate, case
 from profiles.clocks import CLOCKS, WALL
-from profiles.document import Place, ProfileError, Value, read
+from profiles.document import Place, ProfileError, Value, per_axis, read
 from profiles.errors import Refusal
 from profiles.subject import DTYPES, MEMORY_FORMATS, Setup, Subject, subject
 from profiles.timing import Plan
@@ -222,9 +222,9 @@ def _subject(fields: _Fields, stone: str, setup: Setup) -> Subject:
     if not isinstance(options.value, dict):
         options.refuse("a mapping of the stone's options is due here")
     for value in options.value.values():
-        if isinstance(value.value, (dict, list)):
+        if isinstance(value.value, (dict, list)) and per_axis(value) is None:
             value.refuse(f"{_shown(value.value)} is no value of an option")
-    values = {name: value.value for name, value in options.value.items()}
+    values = {name: per_axis(value) or value.value for name, value in options.value.items()}
     try:
         return subject(catalog.stone(stone), values, setup)
     except catalog.UnknownStone as error:

@@ -6,13 +6,13 @@ The one place that knows how each kind of stone is constructed and called.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layers.card import Card, OptionError, OptionValue, sizes
+from layers.card import Card, OptionError, OptionValue
 from layers.catalog import Stone
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
 from profiles.target import Target, card_of
@@ -28,7 +28,9 @@ _REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, NotImplementedErro
 
 @dataclass(frozen=True)
 class Setup:
-    """Under what circumstances a layer runs. ``shape`` is (N, C, *positions); ``train`` the mode."""
+    """Under what circumstances something runs. ``shape`` is (N, C, *positions), or that of a weight (O, …) for what
+    works on weights; ``train`` the mode of a layer.
+    """
 
     shape: tuple[int, ...] = (8, 64, 32, 32)
     dtype: str = "float32"
@@ -67,6 +69,21 @@ class Subject:
         return card_of(self.target)
 
     @property
+    def on_weight(self) -> bool:
+        """Whether the target works on one weight (penalty, projection, initializer, optimizer)."""
+        return self.card is not None and self.card.works_on_weights
+
+    @property
+    def role(self) -> str:
+        """What it is: the role of its card, layer for a class."""
+        return self.card.role if self.card is not None else "layer"
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether its result is differentiated: layers and penalties, what else works on a weight is not."""
+        return self.role in ("layer", "penalty")
+
+    @property
     def symbols(self) -> dict[str, Any]:
         """The symbols of the card's formulas under this setup; empty without a card."""
         if self.card is None:
@@ -75,14 +92,21 @@ class Subject:
         return self.card.symbols(setup.shape, self.options, train=setup.train, itemsize=setup.itemsize)
 
     def build(self) -> nn.Module:
-        """Construct the layer under the seed, in the setup's dtype, device and mode. Leaves the RNG as it was."""
+        """Construct the layer, or the adapter of what works on a weight, under the seed, in the setup's
+        dtype, device and mode. Leaves the RNG as it was.
+        """
         import torch
 
         setup = self.setup
         device, dtype = torch.device(setup.device), getattr(torch, setup.dtype)
         with torch.random.fork_rng(devices=_cuda(setup)):
             torch.manual_seed(setup.seed)
-            if isinstance(self.target, Stone):
+            if isinstance(self.target, Stone) and self.on_weight:
+                from profiles.adapters import adapted
+
+                with self.refusing(f"refuses a weight of {'x'.join(map(str, setup.shape))}", *_REFUSALS):
+                    module = adapted(self.target, self.options, setup.shape, device, dtype)
+            elif isinstance(self.target, Stone):
                 module = self.target.load()(setup.shape[1], **self.options, device=device, dtype=dtype)
             else:
                 module = _construct(self.target.factory, self.name, self.options)
@@ -113,7 +137,7 @@ class Subject:
             x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
         return x.requires_grad_(requires_grad)
 
-    def run(self, module: nn.Module, x: Tensor) -> Tensor:
+    def run(self, module: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         """Call ``module`` on ``x`` and return its output tensor (the first of several); refusals become `Refusal`."""
         import torch
 
@@ -145,19 +169,39 @@ class Subject:
 
 def subject(target: Target, options: Mapping[str, OptionValue], setup: Setup) -> Subject:
     """Check ``options`` against ``target`` and ``setup`` (without torch for a stone) and return the subject."""
-    check_setup(setup)
+    check_setup(setup, card_of(target), target.name)
     if isinstance(target, Stone):
-        known = sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
+        known = target.card.sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
         return Subject(target, target.card.check(known, options), setup)
     return Subject(target, target.check(setup.shape[1], options), setup)
 
 
-def check_setup(setup: Setup) -> None:
-    """Refuse an impossible setup: rank, sizes, memory format. Devices and memory are checked by `check_environment`."""
-    shape = "x".join(map(str, setup.shape))
-    if not 2 <= len(setup.shape) <= 5:
-        raise Refusal(f"--input {shape}: 2 to 5 sizes are needed, N x C x positions, such as 8x64x32x32")
-    if setup.shape[1] < 1:
+def default_shape(target: Target, layer: tuple[int, ...], weight: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an input that nobody gave: ``weight`` for what works on weights, ``layer`` for the others.
+
+    Of as many axes as the card admits.
+    """
+    card = card_of(target)
+    shape = weight if card is not None and card.works_on_weights else layer
+    return shape if card is None or len(shape) in card.ranks else shape[: max(card.ranks)]
+
+
+def check_setup(setup: Setup, card: Card | None = None, name: str = "") -> None:
+    """Refuse an impossible setup: rank, sizes, memory format; with ``card`` also what the stone ``name`` never admits.
+
+    Devices and memory are checked by `check_environment`.
+    """
+    shape, on_weight = "x".join(map(str, setup.shape)), card is not None and card.works_on_weights
+    ranks = card.ranks if card is not None else (2, 3, 4, 5)
+    what, such = ("O x …, a weight", "64x64x3x3") if on_weight else ("N x C x positions", "8x64x32x32")
+    if ranks == (2, 3, 4, 5) and len(setup.shape) not in ranks:
+        raise Refusal(f"--input {shape}: 2 to 5 sizes are needed, {what}, such as {such}")
+    if len(setup.shape) not in ranks:
+        counts = " or ".join(map(str, ranks))
+        raise Refusal(f"--input {shape}: {name} needs {counts} sizes, {what}, it has {len(setup.shape)}")
+    if on_weight and setup.elements == 0:
+        raise Refusal(f"--input {shape}: a weight needs at least 1 element")
+    if not on_weight and setup.shape[1] < 1:
         raise Refusal(f"--input {shape}: at least 1 channel is needed")
     if setup.elements > MAX_ELEMENTS:
         raise Refusal(f"--input {shape}: {setup.elements} elements are more than any tensor can hold")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from layers.catalog import Stone
@@ -14,6 +16,7 @@ from profiles.target import Foreign, Target
 if TYPE_CHECKING:
     from torch import nn
 
+BATCH = (16, 3, 32, 32)
 SCHEMA = "stones.transform/1"
 DEFAULT_MODEL = "ResNet-14 of width 16, for CIFAR-10"
 Record = dict[str, Any]
@@ -22,6 +25,7 @@ Record = dict[str, Any]
 def inspect(subject: Subject, model: Target | None = None) -> Record:
     """Apply the transform to a copy of ``model`` (None: the paper's ResNet-14) and return a record.
 
+    A transform that needs a batch gets a standard normal one of the setup's shape.
     Raises `Refusal` for a model that cannot be built or that the transform refuses. Leaves torch's generator as it was.
     """
     import torch
@@ -30,7 +34,7 @@ def inspect(subject: Subject, model: Target | None = None) -> Record:
         raise Refusal(f"{subject.name} is a class, not a transformation of a model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.setup.seed)
-        before = _built(model)
+        before = built(model)
         after = _copied(before, model)
         result = _applied(subject.target.load(), after, subject)
     rows = _rows(before, after, result)
@@ -43,6 +47,7 @@ def inspect(subject: Subject, model: Target | None = None) -> Record:
             "kind": subject.target.kind,
             "options": dict(subject.options),
         },
+        "batch": list(subject.setup.shape) if takes_batch(subject) else None,
         "model": {"name": model.name if model else DEFAULT_MODEL, "modules": sum(1 for _ in before.modules())},
         "params": {
             "total": sum(row["elements"] for row in rows),
@@ -58,7 +63,18 @@ def inspect(subject: Subject, model: Target | None = None) -> Record:
     }
 
 
-def _built(model: Target | None) -> nn.Module:
+def takes_batch(what: Subject) -> bool:
+    """Whether the transform needs a batch of data beside the model; read from its file, without torch."""
+    if not isinstance(what.target, Stone) or what.target.card.role != "transform":
+        return False
+    for node in ast.parse(what.target.path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == what.target.card.impl:
+            return "batch" in (argument.arg for argument in node.args.args)
+    return False
+
+
+def built(model: Target | None) -> nn.Module:
+    """Call the factory ``model`` (None: build the paper's ResNet-14); raises `Refusal` for what is no module."""
     from torch import nn
 
     if model is None:
@@ -88,10 +104,20 @@ def _copied(module: nn.Module, model: Target | None) -> nn.Module:
 
 
 def _applied(transform: Callable[..., Any], model: nn.Module, subject: Subject) -> Any:
+    if not takes_batch(subject):
+        with _refusing(subject, "this model", ValueError):
+            return transform(model, **subject.options)
+    shape = "x".join(map(str, subject.setup.shape))
+    with _refusing(subject, f"this model with --input {shape}", ValueError, RuntimeError, TypeError, IndexError):
+        return transform(model, subject.input(requires_grad=False), **subject.options)
+
+
+@contextmanager
+def _refusing(subject: Subject, what: str, *usual: type[Exception]) -> Iterator[None]:
     try:
-        return transform(model, **subject.options)
-    except ValueError as error:
-        raise Refusal(f"{subject.name} refuses this model: {error}") from error
+        yield
+    except usual as error:
+        raise Refusal(f"{subject.name} refuses {what}: {first_line(error)}") from error
 
 
 def _rows(before: nn.Module, after: nn.Module, result: Any) -> list[Record]:

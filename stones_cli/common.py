@@ -20,6 +20,9 @@ FORMATS = ("table", "json", "jsonl", "markdown", "csv")
 SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".csv": "csv", ".txt": "table"}
 SETUP, OUTPUT = "Setup", "Output"
 SHAPE = parse.Shape((8, 64, 32, 32))
+WEIGHT = parse.Shape((64, 64, 3, 3))
+BATCH = parse.Shape((16, 3, 32, 32))
+BENCH_WEIGHT = parse.Shape((512, 512, 3, 3))
 BENCH_SHAPE = parse.Shape((32, 64, 56, 56))  # larger than caches: what a training step sees
 
 
@@ -57,7 +60,8 @@ Input = Annotated[
         "--input",
         read=parse.shape,
         of="shape",
-        help="sizes N x C x positions, 2 to 5 of them, with x, × or commas between",
+        help="sizes N x C x positions, 2 to 5 of them, with x, × or commas between; of the weight, O x …, for a "
+        "technique on weights (64x64x3x3, in bench 512x512x3x3)",
         panel=SETUP,
     ),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +65,10 @@ def _annotation(option: Option, flag: str, panel: str) -> Any:
     words = [*(option.choices or _WORDS.get(option.type, ())), *(("none",) if option.optional else ())]
     if words:
         shared["autocompletion"] = offering(*words)
-    kinds = words if len(words) > 1 else [_KINDS[option.type], *words]
+    kind = "AxB" if option.axes == 2 else _KINDS[option.type]
+    kinds = words if len(words) > 1 else [*(["integer"] if option.axes else []), kind, *words]
+    if _are_many(words):
+        kinds = ["word"]
     return Annotated[
         str | None,
         typer.Option(f"--{flag}", parser=parse.option_value(option), metavar=f"<{'|'.join(kinds)}>", **shared),
@@ -76,12 +79,18 @@ _WORDS: dict[type, tuple[str, ...]] = {bool: ("true", "false")}
 _KINDS = {int: "integer", float: "number", str: "text", bool: "true|false"}
 
 
+def _are_many(words: Sequence[str]) -> bool:
+    """Tell whether ``words`` take more than half a line: they then stand in the help, not beside the flag."""
+    return len("|".join(words)) > 40
+
+
 def _help(option: Option) -> str:
     """Return what the option does, its default, range and source."""
     if option.default is REQUIRED:
         default = "from the input's channels" if option.name in targets.CHANNEL_NAMES else "required"
     else:
         default = f"default: {one_line(value_text(option.default))}"
-    facts = "; ".join(part for part in (default, option.bounds(), option.source) if part)
-    words = "" if option.help.startswith(("required", "default ")) else option.help
-    return f"{words}  [{facts}]".strip()
+    words = option.expected() if _are_many(option.choices) else ""
+    facts = "; ".join(part for part in (default, words, option.bounds(), option.source) if part)
+    about = "" if option.help.startswith(("required", "default ")) else option.help
+    return f"{about}  [{facts}]".strip()

@@ -15,9 +15,8 @@ from typing import Any
 
 from layers import catalog
 from layers.card import Option, OptionError, OptionValue
+from profiles import spelling
 from profiles.errors import Refusal
-
-MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,9 @@ def shape(text: str | Shape) -> Shape:
     if isinstance(text, Shape):
         return text
     parts = re.split(r"[xX×,]", text.strip())
-    if not all(re.fullmatch(r"\s*[0-9]+\s*", part, re.ASCII) and len(part.strip()) <= MOST_DIGITS for part in parts):
+    if not all(
+        re.fullmatch(r"\s*[0-9]+\s*", part, re.ASCII) and len(part.strip()) <= spelling.MOST_DIGITS for part in parts
+    ):
         raise Refusal(f"{text!r} is not a shape such as 8x64x32x32 (N x C x positions, sizes ≥ 0)")
     return Shape(tuple(int(part) for part in parts))
 
@@ -69,7 +70,7 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str | int], int]:
     """Return a function that reads an integer of ``least`` to ``most``."""
 
     def read(text: str | int) -> int:
-        number = _integer(text) if isinstance(text, str) else text
+        number = spelling.whole(text) if isinstance(text, str) else text
         if number is None or not least <= number <= most:
             bounds = f"≥ {least}" if most == 2**63 - 1 else f"from {least} to {most}"
             raise Refusal(f"{text!r} is not an integer {bounds}")
@@ -80,7 +81,7 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str | int], int]:
 
 def positive(text: str | float) -> float:
     """Read a finite number > 0."""
-    number = _number(text) if isinstance(text, str) else text
+    number = spelling.decimal(text) if isinstance(text, str) else text
     if number is None or not (math.isfinite(number) and number > 0):
         raise Refusal(f"{text!r} is not a number > 0")
     return float(number)
@@ -103,37 +104,13 @@ def option_value(option: Option) -> Callable[[Any], OptionValue | NoneValue]:
     def read(text: Any) -> OptionValue | NoneValue:
         if not isinstance(text, str):
             return NONE if text is None else text
-        if option.optional and text.lower() == "none":
-            return NONE
         try:
-            return option.check(_as(option.type, text))
+            value = spelling.read(option, text)
+            return NONE if value is None else value
         except OptionError as error:
             raise Refusal(str(error).removeprefix(f"{option.name}=")) from error
 
     return read
-
-
-def _as(kind: type, text: str) -> OptionValue:
-    """Return ``text`` as ``kind``, or unchanged where it is none, for `Option.check` to refuse with its own words."""
-    if kind is int:
-        number = _integer(text)
-        return text if number is None else number
-    if kind is float:
-        real = _number(text)
-        return text if real is None else real
-    return {"true": True, "false": False}.get(text.lower(), text) if kind is bool else text
-
-
-def _integer(text: str) -> int | None:
-    matched = re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", text.strip(), re.ASCII)
-    return int(text) if matched else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text) if text.isascii() and "_" not in text else None
-    except ValueError:
-        return None
 
 
 def suggestion(text: str, words: Any) -> str:

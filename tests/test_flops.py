@@ -130,6 +130,24 @@ def test_elementwise_and_free_operations(function, flops):
 
 def test_an_operation_without_formula_is_named():
     with Counting() as counting:
-        torch.linalg.eigvalsh(torch.eye(3))
+        torch.linalg.eigvals(torch.eye(3))
     assert counting.count.status == "partial"
-    assert "_linalg_eigh" in counting.count.uncounted
+    assert "linalg_eig" in counting.count.uncounted
+
+
+@pytest.mark.parametrize(
+    ("decompose", "shape", "flops"),
+    [
+        (torch.linalg.eigh, (5, 5), 9 * 5**3),
+        (torch.linalg.eigh, (3, 4, 4), 3 * 9 * 4**3),
+        (lambda a: torch.linalg.svd(a, full_matrices=False), (7, 4), 6 * 7 * 4**2 + 20 * 4**3),
+        (torch.linalg.svdvals, (2, 4, 7), 2 * (6 * 7 * 4**2 + 20 * 4**3)),
+        (torch.linalg.qr, (9, 3), 4 * 9 * 3**2 - 4 * 3**3 // 3),
+    ],
+)
+def test_decompositions_count_nominally_and_each_matrix_of_a_batch(decompose, shape, flops):
+    matrix = torch.randn(shape)
+    matrix = matrix @ matrix.mT if decompose is torch.linalg.eigh else matrix
+    with Counting() as counting:
+        decompose(matrix)
+    assert (counting.count.flops, counting.count.status) == (flops, "complete")

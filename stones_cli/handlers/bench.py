@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.errors import Refusal
+from profiles.subject import default_shape
 from stones_cli import common, parse
 from stones_cli import expect as expectations
 from stones_cli.commands import given, named, was_given
@@ -19,7 +20,7 @@ from stones_cli.report.emit import emit
 from stones_cli.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from profiles.bench import Bench, Progress
     from profiles.cases import Case
@@ -39,7 +40,8 @@ Vs = Annotated[
         parser=str,
         metavar="<name>",
         autocompletion=complete_names,
-        help="a reference: copy, peer (torch's layer, the default), a technique, pkg.mod:Class; may be repeated",
+        help="a reference: copy, peer (torch's layer, the default), a technique, one with options (svb:method=svd), "
+        "pkg.mod:Class; may be repeated",
         rich_help_panel=TIMING,
     ),
 ]
@@ -122,9 +124,10 @@ def bench(
             raise Refusal(f"{unfit} is for techniques named here; a profile says it itself")
         what = _profiled("quick" if profile is None else profile, named(context))
     else:
-        setup = common.setup(shape, dtype, device, memory_format, train, seed)
+        sizes = shape if was_given(context, ("shape",)) else None
+        setups = {t: _setup(t, sizes, dtype, device, memory_format, train, seed) for t in named(context)}
         directions = [name for name, on in _directions(forward, backward, both).items() if on] or ["forward"]
-        what = _named(context, setup, directions, vs, max_ratio, compile_)
+        what = _named(context, setups, directions, vs, max_ratio, compile_)
     what = _planned(what, rounds, budget, threads)
     record = _run(what)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
@@ -141,7 +144,7 @@ def _directions(forward: bool, backward: bool, both: bool) -> dict[str, bool]:
 
 def _named(
     context: typer.Context,
-    setup: Setup,
+    setups: Mapping[Target, Setup],
     directions: Sequence[str],
     vs: Sequence[str] | None,
     max_ratio: float | None,
@@ -153,11 +156,17 @@ def _named(
     from profiles.subject import subject
 
     def made(target: Target, direction: str) -> Case:
-        what = subject(target, given(context), setup)
+        what = subject(target, given(context), setups[target])
         gates = [] if max_ratio is None else [Gate(name, max_ratio) for name in vs or ["peer"]]
         return case(what, direction, vs=vs or None, gates=gates, compile=compile_)
 
-    return Bench(tuple(made(target, direction) for target in dict.fromkeys(named(context)) for direction in directions))
+    return Bench(tuple(made(target, direction) for target in setups for direction in directions))
+
+
+def _setup(target: Target, shape: parse.Shape | None, *circumstances: Any) -> Setup:
+    """Return the setup of ``target``; without a ``shape`` that of a usual input, or of a large weight."""
+    usual = default_shape(target, common.BENCH_SHAPE.sizes, common.BENCH_WEIGHT.sizes)
+    return common.setup(shape or parse.Shape(usual), *circumstances)
 
 
 def _profiled(name: str, targets: Sequence[Target]) -> Bench:

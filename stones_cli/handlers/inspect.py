@@ -7,16 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from profiles.errors import Refusal
-from profiles.subject import Subject, subject
-from profiles.target import resolve
-from stones_cli import common
+from profiles.subject import Subject, default_shape, subject
+from profiles.target import Target, card_of, resolve
+from stones_cli import common, parse
 from stones_cli import expect as expectations
 from stones_cli.commands import given, named, was_given
 from stones_cli.handlers import import_torch, judged
 from stones_cli.report.emit import emit
 from stones_cli.status import Status
 
-_OF_LAYERS = ("shape", "dtype", "device", "memory_format", "train", "measure", "fvcore")
+_OF_LAYERS = ("dtype", "device", "memory_format", "train", "measure", "fvcore")
 
 
 Model = Annotated[
@@ -25,7 +25,8 @@ Model = Annotated[
         "--model",
         read=str,
         of="name",
-        help="pkg.mod:factory or file.py:factory, the model for a technique that transforms one (it is called)",
+        help="pkg.mod:factory or file.py:factory (it is called), the model that a technique transforms, or of whose "
+        "parameters it is to be said which ones a technique on weights is for",
         panel=common.SETUP,
     ),
 ]
@@ -61,33 +62,64 @@ def inspect(
     """Count parameters, FLOPs, statistics and saved bytes.
 
     What the card says stands beside what is measured. For a technique that transforms models: what becomes of one.
+    For one on weights with --model: which parameters of the model it is for, with state and FLOPs of a step.
     Exit status 1 when a number of the card is not what is measured, or when an expectation fails.
     """
-    setup = common.setup(shape, dtype, device, memory_format, train, seed)
-    chosen = subject(named(context)[0], given(context), setup)
-    transforms = chosen.card is not None and chosen.card.role == "transform"
-    _refuse_unfit(chosen, transforms, was_given(context, _OF_LAYERS), model, measure)
+    target = named(context)[0]
+    shape = shape if was_given(context, ("shape",)) else _default_shape(target)
+    chosen = subject(target, given(context), common.setup(shape, dtype, device, memory_format, train, seed))
+    _refuse_unfit(chosen, context, model, measure)
     where = common.destination(format_, json, output)
     if measure:
         import_torch()
-    record = _transformed(chosen, model) if transforms else _counted(chosen, measure, fvcore)
+    record = _record(chosen, model, measure, fvcore)
     outcomes = expectations.judge(expect or (), record)
 
     from stones_cli.report.inspection import contradictions, inspection
-    from stones_cli.report.transformation import transformation
+    from stones_cli.report.transformation import touched, transformation
 
-    emit(transformation(record, outcomes) if transforms else inspection(record, outcomes), where)
+    draw = {"stones.transform/1": transformation, "stones.touched/1": touched}.get(record["schema"], inspection)
+    emit(draw(record, outcomes), where)
     failed = [*contradictions(record), *(str(outcome) for outcome in outcomes if not outcome.ok)]
     return judged(failed)
 
 
-def _refuse_unfit(chosen: Subject, transforms: bool, unfit: str, model: str | None, measure: bool) -> None:
-    if transforms and unfit:
-        raise Refusal(f"{unfit} is for layers; {chosen.name} transforms a model, which --model names")
-    if model is not None and not transforms:
-        raise Refusal(f"--model is for techniques that transform a model; {chosen.name} is a layer")
+def _default_shape(target: Target) -> parse.Shape:
+    """Return the shape of the input that was not given."""
+    card = card_of(target)
+    layer = common.BATCH if card is not None and card.role == "transform" else common.SHAPE
+    return parse.Shape(default_shape(target, layer.sizes, common.WEIGHT.sizes))
+
+
+def _transforms(chosen: Subject) -> bool:
+    return chosen.card is not None and chosen.card.role == "transform"
+
+
+def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, measure: bool) -> None:
+    from profiles.touched import is_for_weights
+    from profiles.transforms import takes_batch
+
+    unfit = was_given(context, _OF_LAYERS)
+    shape = was_given(context, ("shape",))
+    if _transforms(chosen) and (unfit or (shape and not takes_batch(chosen))):
+        raise Refusal(f"{unfit or shape} is for layers; {chosen.name} transforms a model, which --model names")
+    if model is not None and not _transforms(chosen):
+        if not is_for_weights(chosen):
+            raise Refusal(f"--model is for techniques that transform a model or its weights; {chosen.name} is a layer")
+        if unfit or shape:
+            raise Refusal(f"{unfit or shape} has no meaning beside --model, whose parameters have their own shapes")
     if chosen.card is None and not measure:
         raise Refusal(f"--no-measure shows what a card says; {chosen.name} is a class and has none")
+
+
+def _record(chosen: Subject, model: str | None, measure: bool, fvcore: bool) -> dict[str, Any]:
+    if _transforms(chosen):
+        return _transformed(chosen, model)
+    if model is not None:
+        from profiles import touched
+
+        return touched.inspect(chosen, resolve(model))
+    return _counted(chosen, measure, fvcore)
 
 
 def _counted(layer: Subject, measure: bool, fvcore: bool) -> dict[str, Any]:

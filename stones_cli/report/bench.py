@@ -22,7 +22,7 @@ def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
 
 def _parts(record: Record) -> Iterator[Table | Prose]:
     cases = record["cases"]
-    yield table("Times", ("case", "direction", "candidate", *_TITLES), _times(cases))
+    yield table("Times", ("case", "direction", "candidate", "as", *_TITLES), _times(cases))
     columns = ("case", "direction", "vs", "ratio", "95 % interval", "noise floor", "bar", "verdict")
     yield table("Ratios", columns, _ratios(cases))
     doubts = [*record["warnings"], *(warning for case in cases for warning in case["warnings"])]
@@ -34,7 +34,9 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
 def _times(cases: Sequence[Record]) -> Iterator[tuple[Cell, ...]]:
     for case in cases:
         for candidate in case["candidates"]:
-            yield case["name"], case["direction"], candidate["name"], *(candidate[name] or None for name in _TIMES)
+            kind = "yardstick" if candidate["role"] == "yardstick" else ""  # of another computation
+            what = case["name"], case["direction"], candidate["name"], kind
+            yield *what, *(candidate[name] or None for name in _TIMES)
 
 
 def _ratios(cases: Sequence[Record]) -> Iterator[tuple[Cell, ...]]:

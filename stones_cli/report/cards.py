@@ -6,11 +6,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.card import SAME, Card, Claim, Flops, Identity, Option, Paper, Stat
 from layers.catalog import Stone
 from layers.formula import pretty
 from stones_cli.report.tables import Prose, Report, Table, table, value_text
 
+WEIGHT_SYMBOLS = (
+    "O is the first size of the weight, its outputs, I the product of the others, E = O·I its elements, B the bytes of "
+    "an element; the other symbols are options."
+)
 SYMBOLS = (
     "N C H W are the sizes of the input (1 where it lacks the axis), S = H·W, E = N·C·S, B the bytes of an element; "
     "train is true in training; the other symbols are options."
@@ -53,6 +57,9 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "derived": dict(card.derived),
         "statistics": [_stat(stat) for stat in card.statistics],
         "buffers": [_stat(stat) for stat in card.buffers],
+        "state": [_stat(stat) for stat in card.state],
+        "role": card.role,
+        "ranks": list(card.ranks),
         "params": card.params,
         "flops": dataclasses.asdict(card.flops),
         "executed": dataclasses.asdict(_executed(card)),
@@ -72,7 +79,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
 
 
 def _option(option: Option) -> dict[str, Any]:
-    named = ("name", "default", "help", "ge", "gt", "le", "lt", "choices", "optional", "source")
+    named = ("name", "default", "help", "ge", "gt", "le", "lt", "choices", "optional", "axes", "source")
     return {"type": option.type.__name__, **{name: getattr(option, name) for name in named}}
 
 
@@ -97,13 +104,15 @@ def _page_parts(stone: Stone) -> Iterator[Table | Prose]:
         options = ((o.name, value_text(o.default), o.expected(), o.help, o.source) for o in card.options)
         yield table("Options", ("name", "default", "admits", "what it does", "source"), options)
     tensors = [(stat, "computed") for stat in card.statistics] + [(stat, "kept") for stat in card.buffers]
+    tensors += [(stat, "kept per parameter") for stat in card.state]
     if tensors:
         rows = [(s.name, s.symbolic(), _shape(s), state, _condition(s), s.help) for s, state in tensors]
         columns = ("name", "as the notes write it", "shape", "state", "given", "what it is")
-        yield table("Statistics and buffers", columns, rows)
-    if card.role == "layer":
+        yield table("State" if card.state else "Statistics and buffers", columns, rows)
+    if card.role != "transform":
         yield table("Formulas", ("what", "formula"), _formulas(card))
-        yield Prose("", (SYMBOLS, *((card.explained,) if card.explained else ())))
+        symbols = WEIGHT_SYMBOLS if card.works_on_weights else SYMBOLS
+        yield Prose("", (symbols, *((card.explained,) if card.explained else ())))
     yield from _claims(card.claims)
     if card.identities:
         yield table("Identities", ("equation", "under"), [(i.says, _under(i)) for i in card.identities])
@@ -112,9 +121,21 @@ def _page_parts(stone: Stone) -> Iterator[Table | Prose]:
     yield Prose("Paper", (str(card.paper),))
 
 
+_ROLES = {
+    "penalty": "It is a penalty on one weight: a number that is minimized with the loss.",
+    "projection": "It is a projection of one weight: a new weight that takes its place, between the steps.",
+    "initializer": "It is an initializer: it fills a weight in place, before training.",
+    "optimizer": "It is an optimizer: it makes the step itself, for each parameter.",
+}
+# What one pass is called where there is no backward.
+_CALLS = {"projection": "per call", "initializer": "per call", "optimizer": "per step"}
+
+
 def _behaviour(card: Card) -> str:
     if card.role == "transform":
         return "It transforms a model and adds no parameters to it; `stones inspect` shows what becomes of one."
+    if card.works_on_weights:
+        return f"{_ROLES[card.role]} `stones inspect --model` says which parameters of a model it is for."
     couples = {
         "never": "No sample's output depends on another",
         "train": "In training a sample's output depends on the others of its batch",
@@ -143,6 +164,8 @@ def _by_formula(when: str, otherwise: str, condition: str) -> str:
 
 
 def _shape(stat: Stat) -> str:
+    if stat.shape == SAME:
+        return ""
     return "×".join(pretty(size) for size in stat.shape) or "scalar"
 
 
@@ -151,16 +174,16 @@ def _condition(stat: Stat) -> str:
 
 
 def _formulas(card: Card) -> list[tuple[str, str]]:
-    executed = _executed(card)
-    rows = [
-        ("parameters", card.params),
-        ("FLOPs forward", card.flops.forward),
-        ("FLOPs backward", card.flops.backward),
-        ("executed here, forward", executed.forward if executed.forward != card.flops.forward else ""),
-        ("executed here, backward", executed.backward if executed.backward != card.flops.backward else ""),
-        ("bytes saved for backward", card.saved),
-        ("least bytes moved, forward", card.traffic.forward),
-        ("least bytes moved, backward", card.traffic.backward),
+    executed, call = _executed(card), _CALLS.get(card.role)
+    passes = [("forward", "forward" if call is None else call), *([("backward", "backward")] if call is None else ())]
+    rows = [("parameters", "" if card.works_on_weights else card.params)]
+    rows += [(f"FLOPs {words}", getattr(card.flops, name)) for name, words in passes]
+    for name, words in passes:
+        if getattr(executed, name) != getattr(card.flops, name):
+            rows.append((f"executed here, {words}", getattr(executed, name)))
+    rows += [
+        ("bytes saved for backward", card.saved if call is None else ""),
+        *((f"least bytes moved, {words}", getattr(card.traffic, name)) for name, words in passes),
         ("executed, saved stated where", card.stated if card.stated != "True" else ""),
         *((f"where {name} is", text) for name, text in card.derived.items()),
         *(("requires", rule.test) for rule in card.rules),
@@ -182,6 +205,7 @@ def _claims(claims: Iterable[Claim]) -> Iterator[Table | Prose]:
 
 def _row(claim: Claim) -> str:
     parts = (
+        f"weights of {claim.weight}" if claim.weight else "",
         claim.row,
         _options(claim.options),
         "" if claim.mode in claim.row else claim.mode,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from layers.formula import pretty
@@ -42,8 +42,11 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
     yield Prose("", tuple(_heading(record)))
     yield table("Operations", _OPERATION_COLUMNS, (row for row in _operations(record) if any(row[1:5]) or row[3] == 0))
     yield table("Costs", _COST_COLUMNS, (row for row in _costs(record) if row[1:3] != (None, None)))
+    if record["state"]:
+        yield table("State per parameter", _TENSOR_COLUMNS, _tensors(record, record["state"]))
     if record["stats"] or record["buffers"]["tensors"]:
-        yield table("Statistics and buffers", _TENSOR_COLUMNS, _tensors(record))
+        rows = (*record["stats"], *record["buffers"]["tensors"])
+        yield table("Statistics and buffers", _TENSOR_COLUMNS, _tensors(record, rows))
     if record["params"]["tensors"]:
         names = ("name", "shape", "elements", "bytes")
         yield table("Parameters", names, ([t[name] for name in names] for t in record["params"]["tensors"]))
@@ -57,10 +60,19 @@ def _heading(record: Record) -> Iterator[str]:
     technique, given = record["technique"], record["input"]
     options = ", ".join(f"{name}={value_text(value)}" for name, value in technique["options"].items())
     yield f"{technique['name']}: {technique['title']}" if technique["title"] != technique["name"] else technique["name"]
-    yield f"{options or 'no options'}; mode {technique['mode']}"
+    layer = technique["role"] == "layer"
+    yield f"{options or 'no options'}; " + (f"mode {technique['mode']}" if layer else f"{technique['role']}")
     output = record["output"]
-    shapes = f"input {value_text(given['shape'])}" + (f", output {value_text(output['shape'])}" if output else "")
+    found = f", output {value_text(output['shape'])}" if output else ""
+    shapes = ("input" if layer else "weight") + f" {value_text(given['shape'])}{found}"
     yield f"{shapes}, {given['dtype']}, {given['memory_format']}, {given['device']}"
+
+
+def _passes(record: Record) -> list[tuple[str, str]]:
+    """Return the passes that there are, by name and in the words of the role."""
+    words = {"optimizer": "per step", "projection": "per call", "initializer": "per call"}
+    role = record["technique"]["role"]
+    return [("forward", words[role])] if role in words else [("forward", "forward"), ("backward", "backward")]
 
 
 _OPERATION_COLUMNS = ("", "definition", "card", "executed", "fvcore", "verdict")
@@ -69,12 +81,12 @@ _OPERATION_COLUMNS = ("", "definition", "card", "executed", "fvcore", "verdict")
 def _operations(record: Record) -> Iterator[tuple[Cell, ...]]:
     """One row of FLOPs and one of MACs per pass: the definition, what the card says is executed, what is, fvcore."""
     verdicts = {check["what"]: _verdict(check["ok"]) for check in record["checks"]}
-    for name in ("forward", "backward"):
+    for name, words in _passes(record):
         row = record["flops"][name]
         fvcore = _fvcore(record["flops"]["fvcore"]) if name == "forward" else None
         verdict = verdicts.get(f"flops.{name}.executed", "")
-        yield f"FLOPs {name}", row["card"], row["executed_card"], _counted(row), fvcore, verdict
-        yield f"MACs {name}", None, None, row["macs"], None, ""
+        yield f"FLOPs {words}", row["card"], row["executed_card"], _counted(row), fvcore, verdict
+        yield f"MACs {words}", None, None, row["macs"], None, ""
 
 
 _COST_COLUMNS = ("", "card", "measured", "unit", "verdict")
@@ -82,27 +94,33 @@ _COST_COLUMNS = ("", "card", "measured", "unit", "verdict")
 
 def _costs(record: Record) -> Iterator[tuple[Cell, ...]]:
     verdicts = {check["what"]: _verdict(check["ok"]) for check in record["checks"]}
+    if record["flops"]["per_element"] is not None:
+        yield "FLOPs per element", record["flops"]["per_element"], None, "", ""
     params, memory = record["params"], record["memory"]
     total = params["total"] if record["measured"] else None
     yield "parameters", params.get("card"), total, "", verdicts.get("params", "")
     saved = memory["saved"]
-    yield "saved for backward", saved["card"], saved["measured"], "byte", verdicts.get("memory.saved", "")
-    for name in ("forward", "backward"):
-        yield f"least traffic {name}", memory["floor"][name], None, "byte", ""
-        yield f"intensity {name}", memory["intensity"][name], None, "FLOP/byte", ""
+    passes = _passes(record)
+    if len(passes) > 1:
+        yield "saved for backward", saved["card"], saved["measured"], "byte", verdicts.get("memory.saved", "")
+    for name, words in passes:
+        yield f"least traffic {words}", memory["floor"][name], None, "byte", ""
+        yield f"intensity {words}", memory["intensity"][name], None, "FLOP/byte", ""
 
 
 def _formulas(record: Record) -> Iterator[tuple[str, str]]:
     """Every formula of the card that a number above comes from."""
     yield "parameters", _pretty(record["params"].get("formula"))
-    for name in ("forward", "backward"):
+    passes = _passes(record)
+    for name, words in passes:
         row = record["flops"][name]
-        yield f"FLOPs {name}", _pretty(row["formula"])
+        yield f"FLOPs {words}", _pretty(row["formula"])
         if row["executed_formula"] != row["formula"]:
-            yield f"executed {name}", _pretty(row["executed_formula"])
-    yield "saved for backward", _pretty(record["memory"]["saved"]["formula"])
-    for name in ("forward", "backward"):
-        yield f"least traffic {name}", _pretty(record["memory"]["floor"]["formula"][name])
+            yield f"executed {words}", _pretty(row["executed_formula"])
+    if len(passes) > 1:
+        yield "saved for backward", _pretty(record["memory"]["saved"]["formula"])
+    for name, words in passes:
+        yield f"least traffic {words}", _pretty(record["memory"]["floor"]["formula"][name])
 
 
 def _counted(row: Record) -> Cell:
@@ -125,8 +143,8 @@ def _fvcore(row: Record | None) -> Cell:
 _TENSOR_COLUMNS = ("name", "symbolic", "card", "measured", "bytes", "in state_dict", "what it is")
 
 
-def _tensors(record: Record) -> Iterator[tuple[Cell, ...]]:
-    for row in (*record["stats"], *record["buffers"]["tensors"]):
+def _tensors(record: Record, rows: Iterable[Record]) -> Iterator[tuple[Cell, ...]]:
+    for row in rows:
         shapes = row["card"], row["observed"] if record["measured"] else None
         yield row["name"], row["symbolic"], *shapes, row["bytes"], row.get("kept"), row["help"]
 

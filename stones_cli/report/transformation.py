@@ -56,3 +56,38 @@ def _row(tensor: Record) -> tuple[Any, ...]:
     }
     words = ", ".join(word for word, true in done.items() if true)
     return tensor["name"], tensor["module"], tensor["shape"], tensor["elements"], words
+
+
+def touched(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
+    """Return the report of one record of `profiles.touched.inspect` and of the expectations about it."""
+    technique, model, total = record["technique"], record["model"], record["touched"]
+    options = ", ".join(f"{name}={value_text(value)}" for name, value in technique["options"].items())
+    heading = (
+        f"{technique['name']}: {technique['title']}",
+        options or "no options",
+        f"for the parameters of {model['name']} of {model['modules']} modules",
+    )
+    share = None if total["share"] is None else f"{total['share']:.2%}"
+    sums = [
+        ("parameters touched", total["parameters"], ""),
+        ("elements touched", total["elements"], share),
+        ("state", total["state_bytes"], "byte"),
+        ("FLOPs per step", total["flops"], ""),
+    ]
+    columns = ("name", "module", "kind", "shape", "matrices", "touched", "state", "state bytes", "FLOPs per step")
+    rows = table("Each parameter", columns, map(_touched, record["params"]["tensors"]))
+    parts: tuple[Table | Prose, ...] = (
+        Prose("", heading),
+        table("In all", ("", "", " "), sums),
+        rows,
+        *expected(outcomes),
+    )
+    return Report({**record, "expectations": judged(outcomes)}, parts, data=rows)
+
+
+def _touched(row: Record) -> tuple[Any, ...]:
+    state = ", ".join(f"{tensor['name']} {value_text(tensor['shape'])}" for tensor in row["state"])
+    matrices = None if row["matrix"] is None else tuple(row["matrix"])
+    what = "yes" if row["touched"] else f"no: {row['reason']}"
+    kept = row["state_bytes"] or None
+    return row["name"], row["module"], row["kind"], row["shape"], matrices, what, state, kept, row["flops"]

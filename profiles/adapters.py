@@ -1,0 +1,90 @@
+"""What works on one weight as a module that is called on it, so that all that runs, counts and times modules serves it.
+
+A penalty gives its value, a projection the new weight, an initializer a new tensor that it filled; an optimizer takes
+the input for the gradient, makes one step and gives its parameter. No adapter has registered parameters or buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from layers.card import OptionValue
+    from layers.catalog import Stone
+
+
+class OnWeight(nn.Module):
+    """A penalty or projection with its options: ``forward(weight)`` calls it."""
+
+    def __init__(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.function, self.options = function, dict(options)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return what the function gives for ``weight``, which stays as it is."""
+        return self.function(weight, **self.options)
+
+
+class Initializer(OnWeight):
+    """An initializer: ``forward(weight)`` fills a new tensor of that shape, dtype, device and layout."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the new tensor; ``weight`` stays as it is."""
+        return self.function(torch.empty_like(weight, requires_grad=False), **self.options)
+
+
+class Optimizer(nn.Module):
+    """An optimizer of one hidden parameter: ``forward(gradient)`` is one step of it.
+
+    The parameter, standard normal by torch's generator, is not registered. One step along it is made at once, so that
+    the state exists and what happens once is no part of any later step.
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., torch.optim.Optimizer],
+        options: Mapping[str, Any],
+        shape: tuple[int, ...],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self._parameter = [nn.Parameter(torch.randn(shape, device=device, dtype=dtype))]
+        self._gradient: Tensor | None = None
+        self.optimizer = make(self._parameter, **options)
+        self(torch.randn(shape, device=device, dtype=dtype))
+
+    def forward(self, gradient: Tensor) -> Tensor:
+        """Make one step with ``gradient`` (the shape of the parameter) and return the parameter, without graph."""
+        (parameter,) = self._parameter
+        if self._gradient is not gradient:
+            self._gradient, parameter.grad = gradient, gradient.detach()
+        self.optimizer.step()
+        return parameter.detach()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that the optimizer keeps for the parameter, by name."""
+        kept = self.optimizer.state[self._parameter[0]]
+        return {name: value for name, value in kept.items() if isinstance(value, torch.Tensor)}
+
+
+def adapted(
+    stone: Stone, options: Mapping[str, OptionValue], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Return the module of a stone that works on weights of ``shape``; raises what the stone raises."""
+    made = stone.load()
+    if stone.card.role == "optimizer":
+        return Optimizer(made, options, shape, device, dtype)
+    return (Initializer if stone.card.role == "initializer" else OnWeight)(made, options)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state tensors per parameter of an adapted optimizer; none of any other module."""
+    return module.state if isinstance(module, Optimizer) else {}

@@ -1,0 +1,50 @@
+"""Values of options as people write them: ``3``, ``0.5``, ``true``, ``none``, ``3x5`` for one number per axis."""
+
+from __future__ import annotations
+
+import re
+
+from layers.card import Option, OptionValue
+
+MOST_DIGITS = 18
+
+
+def read(option: Option, text: str) -> OptionValue:
+    """Return ``text`` as a checked value of ``option``; raises OptionError."""
+    if option.optional and text.lower() == "none":
+        return None
+    return option.check(_axes(text) if option.axes else _as(option.type, text))
+
+
+def _axes(text: str) -> OptionValue:
+    """Read ``3``, ``3x5``, ``3,5`` or ``3×5``; what is none of them stays text, which `Option.check` refuses."""
+    numbers = [whole(part) for part in re.split(r"[xX×,]", text)]
+    found = tuple(number for number in numbers if number is not None)
+    if len(found) < len(numbers):
+        return text
+    return found[0] if len(found) == 1 else found
+
+
+def _as(kind: type, text: str) -> OptionValue:
+    """Return ``text`` as ``kind``, or unchanged where it is none, for `Option.check` to refuse with its own words."""
+    if kind is int:
+        number = whole(text)
+        return text if number is None else number
+    if kind is float:
+        real = decimal(text)
+        return text if real is None else real
+    return {"true": True, "false": False}.get(text.lower(), text) if kind is bool else text
+
+
+def whole(text: str) -> int | None:
+    """Return the integer that ``text`` is, of at most `MOST_DIGITS` digits, else None."""
+    matched = re.fullmatch(rf"[+-]?[0-9]{{1,{MOST_DIGITS}}}", text.strip(), re.ASCII)
+    return int(text) if matched else None
+
+
+def decimal(text: str) -> float | None:
+    """Return the number that ``text`` is, else None."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
