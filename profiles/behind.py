@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from layers.card import OptionValue
 from profiles.carriers import Carrier, Scene
+from profiles.chain import Chain, Conditions
 from profiles.difference import Difference, difference
-from profiles.prepared import perturb, seasoned
-from profiles.subject import Setup, Subject, subject
-from profiles.target import Foreign, Target, options_of
-from profiles.transformations import PROPERTIES, STRETCH, Draw, Property
+from profiles.prepared import seasoned
+from profiles.target import Foreign, Target
+from profiles.transformations import PROPERTIES, STRETCH, STRETCH_OUTSIDE, Draw, Property
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-EPS = 1e-30  # torch refuses 0
-HIDDEN_EPS = 1e-5  # assumed of a class that has no option eps
+HIDDEN_EPS = 1e-5  # assumed of a class that has no option eps, and of an option eps that is none
+ROUNDING = 1e-9  # relative; beside what a normalization of a handful of values makes of 1e-16
 HISTORY = 8  # batches that stored statistics have seen before the measured one; claims that follow forget within them
 # Apart from the seeds of weight and data: γ, β or a shift drawn from the same stream would lie along a weight.
-PARAMETERS, TRANSFORMATIONS = 1000, 2000
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Under what a layer is measured without expectation, such as a class that has no card.
-
-    ``options`` are the constructor's; ``mode`` is train or eval. ``history`` is what stored statistics do: they have
-    seen the untransformed data (frozen) or the transformed (follow). ``bias`` gives the carrier a random bias.
-    """
-
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    mode: str = "train"
-    history: str = "frozen"
-    bias: bool = False
+PARAMETERS, TRANSFORMATIONS, UPSTREAM = 1000, 2000, 3000
 
 
 class Behind:
@@ -51,12 +37,11 @@ class Behind:
         self.carrier = carrier
         self.seed = seed
         self._follow = conditions.history == "follow"
-        self._subject = _subject(target, conditions, carrier)
-        self._scenes = carrier.scenes(1 + HISTORY, bias=conditions.bias, seed=seed)
-        self._fresh = self._subject.build()
-        perturb(self._fresh, PARAMETERS + seed)
-        self._settled = self._after(self._scenes[1:])
-        self._output = self._respond(self._settled, self._scenes[0])
+        self._chain = Chain(target, conditions, carrier)
+        self.scenes = carrier.scenes(1 + HISTORY, bias=conditions.bias, seed=seed)
+        self._fresh = self._chain.build(PARAMETERS + seed)
+        self._settled = self._after(self.scenes[1:])
+        self._output = self._respond(self._settled, self.scenes[0])
 
     def under(self, column: Property) -> Difference:
         """Return what the transformation of ``column`` does to the output; the same for every call."""
@@ -64,57 +49,94 @@ class Behind:
         def moved(scene: Scene) -> Scene:
             return column.apply(scene, Draw(TRANSFORMATIONS + self.seed))
 
-        present, *past = self._scenes
+        present, *past = self.scenes
         layer = self._after([moved(scene) for scene in past]) if self._follow else self._settled
         return difference(self._output, self._respond(layer, moved(present)))
 
+    def gradient(self, weight: Tensor, step: int = 0, *, follow: bool = False) -> Tensor:
+        """Return ∂L/∂W at ``weight`` for L = Σ r z, the output z of batch ``step`` and a random r of its own.
+
+        Stored statistics are constants. They saw the weight as it was drawn; with ``follow``, and where that is the
+        condition, this one.
+        """
+        import torch
+
+        layer = self._settled
+        if follow and self._follow:
+            layer = self._after([replace(scene, weight=weight) for scene in self.scenes[1:]])
+        leaf = weight.detach().clone().requires_grad_()
+        scene = replace(self.scenes[step % len(self.scenes)], weight=leaf)
+        with torch.enable_grad(), self._own_random_numbers(), self._chain.last.refusing("has no gradient"):
+            remembers = any(True for _ in layer.buffers())  # copying takes longer than all the rest
+            z = self._chain.run(copy.deepcopy(layer) if remembers else layer, scene)
+            upstream = Draw(UPSTREAM + 100 * self.seed + step).normal(*z.shape)
+            found = torch.autograd.grad(z, leaf, upstream, allow_unused=True)[0] if z.requires_grad else None
+        return torch.zeros_like(weight) if found is None else found
+
+    def is_flat(self) -> bool:
+        """Tell whether the output does not change with the weight: the gradient is nothing but rounding errors."""
+        weight, z = self.scenes[0].weight, self._output
+        slope = float(self.gradient(weight).norm() * weight.norm())
+        return slope <= ROUNDING * float(z.norm()) * math.sqrt(z.numel())
+
     def is_degenerate(self) -> bool:
         """Tell whether another batch, with another bias of the carrier, gives the same output."""
-        other = PROPERTIES["pre-bias"].apply(self._scenes[1], Draw(TRANSFORMATIONS + self.seed))
+        other = PROPERTIES["pre-bias"].apply(self.scenes[1], Draw(TRANSFORMATIONS + self.seed))
         return difference(self._output, self._respond(self._settled, other)).deviation == 0.0
 
     def disturbance(self) -> float:
         """The deviation that eps alone may cause in a layer invariant to re-scaling when eps is 0.
 
-        Twice the first-order bound, since max |z| may be smaller with β than without.
+        Twice the first-order bound, since max |z| may be smaller with β than without. An eps in the root moves the
+        output by eps/2σ² · |1 − δ⁻²|, one outside by eps/σ · |1 − δ⁻¹|; where it stands is not known.
         """
-        hidden = HIDDEN_EPS if isinstance(self._subject.target, Foreign) else 0.0
-        eps = self._subject.options.get("eps", hidden)
-        return eps * STRETCH / _least_variance(self.carrier(self._scenes[0])) if isinstance(eps, float) else 0.0
+        last = self._chain.last
+        eps = last.options.get("eps", HIDDEN_EPS if isinstance(last.target, Foreign) else 0.0)
+        eps = HIDDEN_EPS if eps is None else eps
+        if not isinstance(eps, float) or not eps:
+            return 0.0
+        variance = self._least_variance()
+        return max(eps * STRETCH / variance, 2 * eps * STRETCH_OUTSIDE / math.sqrt(variance))
+
+    def _least_variance(self) -> float:
+        """The smallest variance that may be divided by, behind the carrier or, without a layer there, in its place."""
+        import torch
+
+        scene = self.scenes[0]
+        if self._chain.layer is None:
+            return _of_rows_and_windows(scene, self.carrier)
+        with torch.no_grad(), self._own_random_numbers():
+            return _of_outputs(self._chain.carried(copy.deepcopy(self._settled), scene))
 
     def _after(self, history: Sequence[Scene]) -> nn.Module:
-        batches = [self.carrier(scene) for scene in history]
-        with self._own_random_numbers(), self._subject.refusing("cannot be copied"):
-            return seasoned(self._fresh, batches, self._subject.run, train=self._subject.setup.train)
+        with self._own_random_numbers(), self._chain.last.refusing("cannot be copied"):
+            return seasoned(self._fresh, history, self._chain.run, train=self._chain.last.setup.train)
 
     def _respond(self, layer: nn.Module, scene: Scene) -> Tensor:
-        with self._own_random_numbers():
-            return self._subject.run(copy.deepcopy(layer), self.carrier(scene))
+        import torch
+
+        with torch.no_grad(), self._own_random_numbers():
+            return self._chain.run(copy.deepcopy(layer), scene)
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
         """Give a layer that draws numbers the same ones in both runs, and the generator back as it was."""
         import torch
 
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             yield
 
 
-def _subject(target: Target, conditions: Conditions, carrier: Carrier) -> Subject:
-    """Check the options, with the smallest eps that is admitted unless the conditions give one."""
-    options = dict(conditions.options)
-    known = {option.name: option for option in options_of(target)}
-    if "eps" in known:
-        options.setdefault("eps", max(EPS, known["eps"].ge or 0.0))
-    made = subject(target, options, Setup(carrier.output, dtype="float64", train=conditions.mode == "train"))
-    if isinstance(target, Foreign) and "normalized_shape" in known and "normalized_shape" not in options:
-        sample: Any = carrier.output[1:]  # no option is a tuple, but torch's layer and RMS normalization take one
-        made = replace(made, options={**made.options, "normalized_shape": sample})
-    return made
+def _of_rows_and_windows(scene: Scene, carrier: Carrier) -> float:
+    """The smallest variance of a row of the weight or of a window of the data."""
+    from torch.nn import functional as F
+
+    windows = F.unfold(scene.x, carrier.kernel, padding=carrier.padding) if carrier.kernel else scene.x
+    return min(float(rows.var(1, correction=0).min()) for rows in (scene.weight.flatten(1), windows))
 
 
-def _least_variance(y: Tensor) -> float:
+def _of_outputs(y: Tensor) -> float:
     """The smallest variance that a statistic over samples, channels or positions of ``y`` can have."""
     rest = tuple(range(2, y.dim()))
     every = [(0, *rest), (1, *rest), (1,), *([rest] if rest else [])]

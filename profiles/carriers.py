@@ -1,4 +1,5 @@
-"""What stands before the normalization whose invariances are checked: a linear layer or a convolution, and its data.
+"""What a normalization stands behind, or, when it has a weight of its own, in the place of: a linear layer or a
+convolution, and its data.
 
 The setting of every check: batch of 8; linear 7 → 12; 3×3 convolution 5 → 12 on 7×6, valid or zero-padded; float64.
 """
@@ -6,7 +7,7 @@ The setting of every check: batch of 8; linear 7 → 12; 3×3 convolution 5 → 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -63,19 +64,6 @@ class Carrier:
         if not self.kernel:
             return F.linear(scene.x, scene.weight, scene.bias)
         return F.conv2d(scene.x, scene.weight, scene.bias, padding=self.padding)
-
-
-@dataclass(frozen=True)
-class WeightNormalized(Carrier):
-    """The paper's weight norm row: y = g_o (w_o/‖w_o‖)·x + b_o with fixed gain and bias, no stone behind it."""
-
-    def __call__(self, scene: Scene) -> Tensor:
-        """Return y for the normalized weight."""
-        import torch
-
-        gain = torch.linspace(0.5, 1.5, CHANNELS, dtype=torch.float64)
-        unit = torch.nn.functional.normalize(scene.weight, dim=1, eps=0.0)
-        return super().__call__(replace(scene, weight=gain[:, None] * unit, bias=scene.bias + gain - 1))
 
 
 CARRIERS = {

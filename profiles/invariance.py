@@ -8,26 +8,17 @@ invariance that nobody claims.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from layers import catalog
 from layers.card import Claim
-from layers.catalog import Stone
-from layers.shared import EPS
-from profiles.behind import Behind, Conditions
-from profiles.carriers import CARRIERS, Carrier, WeightNormalized
-from profiles.difference import Difference
-from profiles.errors import Refusal
-from profiles.target import Foreign, Target
-from profiles.threads import using_threads
+from profiles.behind import Behind
+from profiles.carriers import CARRIERS, Carrier
+from profiles.cells import BROKEN, HOLDS, Case, Cell, chosen, fill, holds, judged, worst
+from profiles.chain import Conditions
+from profiles.target import Target
 from profiles.transformations import PROPERTIES, Property
-
-HOLDS = 1e-9
-BROKEN = 1e-3
-SEEDS = (0, 1, 2)  # one draw can leave a sign pattern unchanged, all that a ghost batch of two numbers has
 
 # Table 1 of arXiv 1607.06450, in the order of its columns.
 PUBLISHED = {
@@ -49,51 +40,10 @@ class Counterexample:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell. ``verdict`` is ok, failed, n/a or measured (nothing was expected); ``reason`` says why it is not ok.
+class Row(Cell):
+    """One cell of the table, with the element that changed most where the property does not hold."""
 
-    ``holds`` is None where the deviation lies between ``within`` and 1e-3, is not finite or was not measured.
-    """
-
-    stone: str
-    row: str
-    mode: str
-    history: str
-    property: str
-    carrier: str
-    expected: bool | None
-    deviation: float | None
-    within: float
-    holds: bool | None
-    verdict: str
-    reason: str = ""
     counterexample: Counterexample | None = None
-
-
-@dataclass(frozen=True)
-class _Case:
-    """One line of the table: a target under conditions, with the claim that it is held to, if there is one."""
-
-    target: Target
-    conditions: Conditions
-    claim: Claim | None
-
-    def row(self, name: str, carrier: str, verdict: str, reason: str = "") -> Row:
-        """Return a row without measurement."""
-        return Row(
-            stone=self.target.name,
-            row=self.claim.row if self.claim else "",
-            mode=self.conditions.mode,
-            history=self.conditions.history,
-            property=name,
-            carrier=carrier,
-            expected=self.claim.expects(name, carrier) if self.claim and verdict != "n/a" else None,
-            deviation=None,
-            within=HOLDS,
-            holds=None,
-            verdict=verdict,
-            reason=reason,
-        )
 
 
 def check(
@@ -110,130 +60,51 @@ def check(
     ``measured``. Raises `Refusal` (or OptionError) for unknown names, for a stone without claims, and for a layer that
     runs on none of the carriers.
     """
-    columns = _chosen(PROPERTIES, properties, "property")
-    places = _chosen(CARRIERS, carriers, "carrier")
-    cases = _cases(target, conditions)
-    rows = []
-    with using_threads(1):
-        for row in (row for case in cases for carrier in places for row in _measure(case, carrier, columns)):
-            rows.append(row)
-            if progress is not None:
-                progress(row)
-    if rows and not any(case.claim for case in cases) and all(row.verdict == "n/a" for row in rows):
-        raise Refusal(rows[0].reason)
-    return rows
+    columns = chosen(PROPERTIES, properties, "property")
+    return fill(target, conditions, columns, chosen(CARRIERS, carriers, "carrier"), _measure, progress)
 
 
 def published() -> list[Row]:
-    """Measure the paper's own table on its linear layer: batch, weight and layer normalization, its six columns.
-
-    ``expected`` is what the paper printed. Batch and layer normalization are the stones; weight normalization is a
-    carrier that normalizes its weight; behind it is nn.Identity, which takes an eps and ignores it.
-    """
-    import torch
-
+    """Measure the paper's own table, three stones on its linear layer, its six columns; ``expected`` is as printed."""
     columns = [column for column in PROPERTIES.values() if column.paper]
     rows: list[Row] = []
     for name, cells in PUBLISHED.items():
-        holds = tuple(column.id for column, cell in zip(columns, cells, strict=True) if cell)
-        claim = Claim(holds=holds, row="Ba, Kiros & Hinton 2016, table 1")
-        carrier = CARRIERS["linear"]
-        behind: Target
-        if name == "weight-norm":
-            carrier, behind = WeightNormalized("linear", carrier.inputs), Foreign(name, torch.nn.Identity, (EPS,))
-        else:
-            behind = catalog.stone(name)
-        rows += _measure(_Case(behind, Conditions(), claim), carrier, columns)
+        held = tuple(column.id for column, cell in zip(columns, cells, strict=True) if cell)
+        claim = Claim(holds=held, row="Ba, Kiros & Hinton 2016, table 1")
+        rows += _measure(Case(catalog.stone(name), Conditions(), claim), CARRIERS["linear"], columns)
     return rows
 
 
-def _chosen(known: Mapping[str, Any], names: Iterable[str] | None, what: str) -> list[Any]:
-    if names is None:
-        return list(known.values())
-    chosen = []
-    for name in names:
-        if name not in known:
-            near = catalog.suggest(name, known)
-            hint = f"; did you mean {near}?" if near else f"; there are {', '.join(known)}"
-            raise Refusal(f"--{what} {name}: no such {what}{hint}")
-        chosen.append(known[name])
-    return chosen
-
-
-def _cases(target: Target, conditions: Conditions | None) -> list[_Case]:
-    if isinstance(target, Stone):
-        card = target.card
-        if card.role != "layer":
-            raise Refusal(f"{target.name} is a {card.role} of models: it has no output whose invariance can be checked")
-        if conditions is None:
-            if not card.claims:
-                raise Refusal(f"{target.name} claims no invariances")
-            return [_Case(target, Conditions(c.options, c.mode, c.history), c) for c in card.claims]
-    return [_Case(target, conditions or Conditions(), None)]
-
-
-def _measure(case: _Case, carrier: Carrier, columns: Sequence[Property]) -> Iterator[Row]:
+def _measure(case: Case, carrier: Carrier, columns: Sequence[Property]) -> Iterator[Row]:
     """Yield the cells of one line on one carrier."""
-    trials, reason = [], f"the card leaves {carrier.name} out"
-    if case.claim is None or carrier.name in case.claim.carriers:
-        try:
-            trials = [Behind(case.target, case.conditions, carrier, seed) for seed in SEEDS]
-        except ValueError as error:  # Refusal and OptionError, whose message is for the user
-            reason = str(error)
-    if trials and case.claim is None and trials[0].is_degenerate():
-        trials, reason = [], f"on {carrier.name} the output of {case.target.name} does not depend on its input"
+    trials, verdict, reason = case.trials(carrier)
     for column in columns:
+        expected = case.claim.expects(column.id, carrier.name) if case.claim and verdict != "n/a" else None
         if trials:
-            yield _cell(case, trials, column)
-        elif case.claim is not None and carrier.name in case.claim.carriers:
-            yield case.row(column.id, carrier.name, "failed", reason)
+            yield _cell(case, trials, column, expected)
         else:
-            yield case.row(column.id, carrier.name, "n/a", reason)
+            yield Row(**case.fields(column.id, carrier.name), expected=expected, verdict=verdict, reason=reason)
 
 
-def _cell(case: _Case, trials: Sequence[Behind], column: Property) -> Row:
-    trial, found = _worst(trials, column)
+def _cell(case: Case, trials: Sequence[Behind], column: Property, expected: bool | None) -> Row:
+    trial, found = worst(trials, lambda trial: trial.under(column))
     within = max(HOLDS, min(trial.disturbance(), BROKEN)) if column.scales else HOLDS
-    holds = _holds(found.deviation, within)
-    expected = case.claim.expects(column.id, trial.carrier.name) if case.claim else None
-    verdict, reason = _judged(expected, holds, found.deviation, within)
+    held = holds(found.deviation, within)
+    words = "claimed, but the output changes", "holds, but is not claimed"
+    verdict, reason = judged(expected, held, found.deviation, within, *words)
     example = None
-    if not holds and found.left is not None and found.right is not None:
+    if not held and found.left is not None and found.right is not None:
         example = Counterexample(found.index, found.left, found.right, found.right - found.left, trial.seed)
-    row = case.row(column.id, trial.carrier.name, verdict, reason)
-    return replace(row, deviation=found.deviation, within=within, holds=holds, counterexample=example)
+    return Row(
+        **case.fields(column.id, trial.carrier.name),
+        expected=expected,
+        deviation=found.deviation,
+        within=within,
+        holds=held,
+        verdict=verdict,
+        reason=reason,
+        counterexample=example,
+    )
 
 
-def _worst(trials: Sequence[Behind], column: Property) -> tuple[Behind, Difference]:
-    """Return the trial with the largest difference, no longer looking once the property is broken."""
-    seen: list[tuple[float, Behind, Difference]] = []
-    for trial in trials:
-        found = trial.under(column)
-        deviation = math.inf if found.deviation is None else found.deviation
-        seen.append((deviation, trial, found))
-        if deviation > BROKEN:
-            break
-    _, trial, found = max(seen, key=lambda one: one[0])
-    return trial, found
-
-
-def _holds(deviation: float | None, within: float) -> bool | None:
-    if deviation is None or within <= deviation <= BROKEN:
-        return None
-    return deviation < within
-
-
-def _judged(expected: bool | None, holds: bool | None, deviation: float | None, within: float) -> tuple[str, str]:
-    if deviation is None:
-        return "failed", "the output is not finite"
-    if holds is None:
-        reason = f"unclear: neither below {within:.0e} nor above {BROKEN:.0e}"
-        return ("measured" if expected is None else "failed"), reason
-    if expected is None:
-        return "measured", ""
-    if holds == expected:
-        return "ok", ""
-    return "failed", "claimed, but the output changes" if expected else "holds, but is not claimed"
-
-
-__all__ = ["PUBLISHED", "Conditions", "Counterexample", "Row", "check", "published"]
+__all__ = ["BROKEN", "HOLDS", "PUBLISHED", "Conditions", "Counterexample", "Row", "check", "published"]

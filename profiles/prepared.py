@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SPREAD = 0.3
+Batch = TypeVar("Batch")
 
 
 def perturb(module: nn.Module, seed: int) -> None:
@@ -27,7 +28,7 @@ def perturb(module: nn.Module, seed: int) -> None:
 
 
 def seasoned(
-    module: nn.Module, batches: Sequence[Tensor], run: Callable[[nn.Module, Tensor], Tensor], *, train: bool
+    module: nn.Module, batches: Sequence[Batch], run: Callable[[nn.Module, Batch], Tensor], *, train: bool
 ) -> nn.Module:
     """Return a copy of ``module`` that has ``run`` through ``batches`` in training, in the mode that ``train`` says.
 

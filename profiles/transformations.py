@@ -21,6 +21,7 @@ DELTA = 2.7  # the one factor of the uniform scalings
 SCALES = (0.4, DELTA)  # the range of the others
 # The most that (1 − δ⁻²) can be: under a scale δ an eps in the root moves the output by eps/2 · |1 − δ⁻²| / variance.
 STRETCH = max(abs(1 - scale**-2) for scale in SCALES)
+STRETCH_OUTSIDE = max(abs(1 - 1 / scale) for scale in SCALES)  # and one outside of it by eps · |1 − δ⁻¹| / deviation
 
 
 class Draw:

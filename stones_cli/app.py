@@ -11,7 +11,7 @@ import stones_cli
 from stones_cli.commands import Command, Root
 from stones_cli.handlers.bench import bench
 from stones_cli.handlers.cards import list_, show
-from stones_cli.handlers.checks import check_identities, check_invariance
+from stones_cli.handlers.checks import check_gradients, check_identities, check_invariance
 from stones_cli.handlers.inspect import inspect
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("show", cls=Command)(show)
 app.command("inspect", cls=Command)(inspect)
 app.command("bench", cls=Command)(bench)
 app.command("check-invariance", cls=Command)(check_invariance)
+app.command("check-gradients", cls=Command)(check_gradients)
 app.command("check-identities", cls=Command)(check_identities)
 
 

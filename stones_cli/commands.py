@@ -169,7 +169,7 @@ def _write_statuses(formatter: Any) -> None:
 
 
 # The commands whose single technique may be given options.
-_WITH_OPTIONS = ("inspect", "bench", "check-invariance")
+_WITH_OPTIONS = ("inspect", "bench", "check-invariance", "check-gradients")
 _NAMES = ("technique", "techniques")  # what a command calls its argument when it is to be resolved here
 
 

@@ -106,6 +106,16 @@ card = Card(
             holds=BN_ROW,
             why="Once the statistics have seen the change, it is the row of training.",
         ),
+        Claim(
+            weight="weight-standardization",
+            holds=(*BN_ROW, "w-recenter-scalar", "w-vec-recenter"),
+            why="Standardized filters forget their mean, which BN alone does not; their scale BN forgets anyway.",
+        ),
+        Claim(
+            weight="cen-conv",
+            holds=(*BN_ROW, "w-recenter-scalar", "w-vec-recenter"),
+            why="It is the row of weight-standardization: centring is all that it adds before BN.",
+        ),
     ),
     identities=(
         Identity(says="BN of one sample = IN", dims={"N": 1}, equals="in", other={"affine": True}),

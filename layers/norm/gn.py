@@ -58,6 +58,25 @@ card = Card(
             why="A shift common to all neurons of a sample is common to each group; on a convolution it is a map over "
             "positions, of which the group removes only the mean.",
         ),
+        Claim(
+            weight="weight-standardization",
+            options={"groups": 3},
+            holds=(
+                "w-scale",
+                "w-vec-scale",
+                "x-scale",
+                "case-scale",
+                "w-recenter-scalar",
+                "w-vec-recenter",
+                "w-scale-group",
+                "x-recenter-scalar@linear,conv",
+                "cases-scale",
+                "ghost-scale",
+                "pre-bias-common",
+            ),
+            why="A standardized filter forgets its own scale and mean, and does not see a constant added to all of its "
+            "inputs; a vector added to every neuron changes their scales, and no longer cancels.",
+        ),
     ),
     identities=(
         Identity(says="GN(1) = LN over (C, H, W)", options={"groups": 1}, equals="ln"),

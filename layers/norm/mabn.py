@@ -112,6 +112,22 @@ card = Card(
             holds=("w-scale", "w-vec-scale", "x-scale", "w-scale-group"),
             why="Once ring and R have seen the change, it is the row of the warm-up.",
         ),
+        Claim(
+            row="warm-up",
+            weight="cen-conv",
+            options={"real_batch": 16},
+            holds=(
+                "w-scale",
+                "w-vec-scale",
+                "x-scale",
+                "w-recenter-scalar",
+                "w-vec-recenter",
+                "w-scale-group",
+                "x-recenter-scalar@linear,conv",
+            ),
+            why="Centred weights, for which it is made, forget their own mean and do not see a constant added to all "
+            "inputs; every other shift of the data stays, which BN would take away.",
+        ),
     ),
     identities=(
         Identity(

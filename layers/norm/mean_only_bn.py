@@ -95,6 +95,21 @@ card = Card(
             options={"momentum": 1.0},
             why="Once the running mean has seen the change, it is the row of training.",
         ),
+        Claim(
+            weight="weight-norm",
+            holds=(
+                "w-scale",
+                "w-vec-scale",
+                "x-recenter@linear,conv",
+                "w-scale-group",
+                "x-recenter-scalar@linear,conv",
+                "x-recenter-image@linear",
+                "pre-bias",
+                "pre-bias-common",
+            ),
+            why="Weight normalization forgets the scale of a weight vector, this layer a shift of the data; the scale "
+            "of the data, which BN forgets, stays.",
+        ),
     ),
     identities=(
         Identity(says="y = BN(t)·√(σ² + ε) + b: batch normalization with the variance put back", proof="bn_undone"),

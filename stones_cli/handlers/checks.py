@@ -1,8 +1,8 @@
-"""`stones check-invariance` and `stones check-identities`: what the cards claim, measured."""
+"""`stones check-invariance`, `check-gradients` and `check-identities`: what the cards claim, measured."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -10,6 +10,7 @@ from layers import catalog
 from layers.catalog import Stone
 from profiles.carriers import CARRIERS
 from profiles.errors import Refusal
+from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.transformations import PROPERTIES
 from stones_cli import common
 from stones_cli.commands import given, named
@@ -19,22 +20,21 @@ from stones_cli.report.emit import deliver
 from stones_cli.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from layers.card import OptionValue
-    from profiles.invariance import Row
+    from profiles.cells import Cell
     from profiles.target import Target
 
+Row = TypeVar("Row", bound="Cell")
 WHAT = "What is checked"
+ONLY = "only this one (see --list); may be repeated"
 Property = Annotated[
     list[str] | None,
-    common.choice(
-        "--property",
-        among=tuple(PROPERTIES),
-        of="property",
-        help="only this one (see --list); may be repeated",
-        panel=WHAT,
-    ),
+    common.choice("--property", among=tuple(PROPERTIES), of="property", help=ONLY, panel=WHAT),
+]
+GradientProperty = Annotated[
+    list[str] | None,
+    common.choice("--property", among=tuple(GRADIENT_PROPERTIES), of="property", help=ONLY, panel=WHAT),
 ]
 Carrier = Annotated[
     list[str] | None,
@@ -67,9 +67,10 @@ def check_invariance(
 ) -> Status:
     """Check what layers are invariant to.
 
-    A layer stands behind a linear layer, a valid and a zero-padded convolution; weight or data are transformed, and the
-    output must change or stay as the card claims. A claim that is false fails, and so does an invariance that the card
-    does not claim. Without techniques: all that claim something. Given an option, or for a class, nothing is expected.
+    A layer stands behind a linear layer, a valid and a zero-padded convolution, or is one, when it has a weight of its
+    own. Weight or data are transformed, and the output must change or stay as the card claims. A claim that is false
+    fails, and so does an invariance that the card does not claim. Without techniques: all that claim something. Given
+    an option, or for a class, nothing is expected.
     """
     where = common.destination(format_, json, output)
     if published and (named(context) or property_ or carrier):
@@ -79,30 +80,64 @@ def check_invariance(
 
     if list_:
         return judged(deliver(definitions(PROPERTIES.values()), where, expect))
-    chosen = named(context) or tuple(s for s in catalog.stones().values() if s.card.claims and s.card.role == "layer")
     import_torch()
-    rows = _published() if published else _invariances(chosen, given(context), property_ or (), carrier or ())
-    failed = [f"{r.stone} {r.row} {r.property} {r.carrier}: {r.reason}" for r in rows if r.verdict == "failed"]
-    return judged([*failed, *deliver(matrix(rows, verbose=verbose), where, expect)])
 
-
-def _published() -> Sequence[Row]:
     from profiles import invariance
 
-    return invariance.published()
+    if published:
+        rows = invariance.published()
+    else:
+        cells = len(property_ or PROPERTIES) * len(carrier or CARRIERS)
+        rows = _rows(context, invariance.check, cells, properties=property_ or None, carriers=carrier or None)
+    return judged([*_failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)])
 
 
-def _invariances(
-    chosen: Sequence[Target],
-    options: dict[str, OptionValue],
-    properties: Sequence[str],
-    carriers: Sequence[str],
-) -> Sequence[Row]:
-    from profiles import invariance
+def check_gradients(
+    context: typer.Context,
+    techniques: common.Names = None,
+    property_: GradientProperty = None,
+    carrier: Carrier = None,
+    list_: List = False,
+    verbose: Verbose = False,
+    expect: common.Expect = None,
+    format_: common.Format = None,
+    json: common.Json = False,
+    output: common.Output = None,
+) -> Status:
+    """Check the geometry of the gradients of weights.
 
-    cells = len(properties or PROPERTIES) * len(carriers or CARRIERS)
-    lines = sum(len(t.card.claims) if isinstance(t, Stone) and not options else 1 for t in chosen)
-    conditions = invariance.Conditions(options) if options else None
+    Where the output forgets the scale of the weight, the gradient is orthogonal to it, shrinks as it grows, and makes
+    it grow; where it forgets a shift, the gradient sums to zero. What the claims of a card imply must hold, and nothing
+    else; how Adam and weight decay break the growth is measured beside it. The weight is the technique's own or that of
+    the layer before it. Without techniques: all that claim something. Given an option, or for a class, nothing is
+    expected.
+    """
+    where = common.destination(format_, json, output)
+
+    from stones_cli.report.geometry import definitions, matrix
+
+    if list_:
+        return judged(deliver(definitions(GRADIENT_PROPERTIES.values()), where, expect))
+    import_torch()
+
+    from profiles import geometry
+
+    cells = len(property_ or GRADIENT_PROPERTIES) * len(carrier or CARRIERS)
+    rows = _rows(context, geometry.check, cells, properties=property_ or None, carriers=carrier or None)
+    return judged([*_failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)])
+
+
+def _rows(
+    context: typer.Context, check: Callable[..., list[Row]], cells: int, **chosen: Sequence[str] | None
+) -> list[Row]:
+    """Return what ``check`` finds for the techniques named, or for all, ``cells`` for each line of the table."""
+    from profiles.chain import Conditions
+
+    targets: Iterable[Target] = named(context) or [
+        stone for stone in catalog.stones().values() if stone.card.claims and stone.card.role == "layer"
+    ]
+    options = given(context)
+    lines = sum(len(t.card.claims) if isinstance(t, Stone) and not options else 1 for t in targets)
     rows: list[Row] = []
     with Bar() as bar:
 
@@ -110,11 +145,15 @@ def _invariances(
             rows.append(row)
             bar.show(len(rows) / (cells * lines), f"{row.stone} {row.property} {row.carrier}")
 
-        for target in chosen:
-            invariance.check(
-                target, conditions, properties=properties or None, carriers=carriers or None, progress=note
-            )
+        for target in targets:
+            check(target, Conditions(options) if options else None, progress=note, **chosen)
     return rows
+
+
+def _failures(rows: Iterable[Cell]) -> list[str]:
+    """Return one sentence for each cell that is not as it was claimed."""
+    failed = (row for row in rows if row.verdict == "failed")
+    return [f"{r.stone} {r.weight or r.row} {r.property} {r.carrier}: {r.reason}" for r in failed]
 
 
 def check_identities(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from stones_cli.report.tables import Cell, Prose, Report, Table, table
 
 if TYPE_CHECKING:
+    from profiles.cells import Cell as Claimed
     from profiles.invariance import Row
     from profiles.transformations import Property
 
+Line = TypeVar("Line", bound="Claimed")
 Label = tuple[str, str, str]  # technique, conditions, carrier
 LEGEND = (
     "yes: the output stays, no: it changes, with the largest change relative to the largest output; both as claimed. "
@@ -20,9 +22,19 @@ LEGEND = (
 
 def matrix(rows: Sequence[Row], *, verbose: bool) -> Report:
     """Return the matrix of ``rows``; counterexamples below it for what failed, with ``verbose`` for every “no”."""
-    lines: dict[Label, dict[str, Row]] = {}
+    return claims(rows, "stones.invariance/1", LEGEND, _counterexample, verbose=verbose)
+
+
+def claims(
+    rows: Sequence[Line], schema: str, legend: str, counterexample: Callable[[Line], str], *, verbose: bool
+) -> Report:
+    """Return a matrix of cells, with a sentence of ``counterexample`` for each that failed or, ``verbose``, is no.
+
+    That is empty for a cell that has none.
+    """
+    lines: dict[Label, dict[str, Claimed]] = {}
     for row in rows:
-        lines.setdefault((row.stone, _conditions(row), row.carrier), {})[row.property] = row
+        lines.setdefault((row.stone, conditions(row), row.carrier), {})[row.property] = row
     measured = {label: cells for label, cells in lines.items() if any(c.verdict != "n/a" for c in cells.values())}
     columns = list(dict.fromkeys(row.property for row in rows))
     body = [
@@ -31,21 +43,19 @@ def matrix(rows: Sequence[Row], *, verbose: bool) -> Report:
     ]
     parts: list[Table | Prose] = [
         Table("", ("technique", "under", "behind", *columns), tuple(body), _transposed(measured, columns)),
-        Prose("", (LEGEND,)),
+        Prose("", (legend,)),
     ]
-    examples = tuple(
-        _counterexample(row) for row in rows if row.counterexample and (verbose or row.verdict == "failed")
-    )
-    if examples:
-        parts.append(Prose("Counterexamples", examples))
+    examples = tuple(counterexample(row) for row in rows if verbose or row.verdict == "failed")
+    if any(examples):
+        parts.append(Prose("Counterexamples", tuple(filter(None, examples))))
     ok = not any(row.verdict == "failed" for row in rows)
-    record = {"schema": "stones.invariance/1", "rows": list(rows), "ok": ok}
+    record = {"schema": schema, "rows": list(rows), "ok": ok}
     return Report(record, tuple(parts), items="rows", data=_long(rows))
 
 
-def _transposed(lines: Mapping[Label, Mapping[str, Row]], columns: Sequence[str]) -> tuple[Table, ...]:
+def _transposed(lines: Mapping[Label, Mapping[str, Claimed]], columns: Sequence[str]) -> tuple[Table, ...]:
     """Return a table per technique and conditions: a row per property, a column per layer that it stands behind."""
-    groups: dict[tuple[str, str], dict[str, Mapping[str, Row]]] = {}
+    groups: dict[tuple[str, str], dict[str, Mapping[str, Claimed]]] = {}
     for (stone, under, carrier), cells in lines.items():
         groups.setdefault((stone, under), {})[carrier] = cells
     return tuple(
@@ -71,12 +81,14 @@ def definitions(properties: Iterable[Property]) -> Report:
     return Report(record, (table("", ("property", "title", "definition", "in the paper"), rows),), items="properties")
 
 
-def _conditions(row: Row) -> str:
+def conditions(row: Claimed) -> str:
+    """Return under what a cell was measured, in words."""
     mode = row.mode if row.mode == "train" else f"{row.mode}, {row.history} statistics"
-    return row.row if row.mode in row.row else "; ".join(part for part in (row.row, mode) if part)
+    weight = f"weights of {row.weight}" if row.weight else ""
+    return "; ".join(part for part in (weight, row.row, "" if row.mode in row.row else mode) if part)
 
 
-def _cell(row: Row) -> str:
+def _cell(row: Claimed) -> str:
     if row.verdict == "n/a":
         return "–"
     found = "unclear" if row.holds is None else "yes" if row.holds else "no"
@@ -90,17 +102,30 @@ def _cell(row: Row) -> str:
 
 def _counterexample(row: Row) -> str:
     found = row.counterexample
-    assert found is not None
+    if found is None:
+        return ""
     where = ", ".join(map(str, found.index))
     return (
-        f"{row.stone} ({_conditions(row)}), {row.property} behind {row.carrier}: output[{where}] was "
+        f"{row.stone} ({conditions(row)}), {row.property} on {row.carrier}: output[{where}] was "
         f"{found.before:.6g}, becomes {found.after:.6g} (seed {found.seed})"
     )
 
 
-def _long(rows: Sequence[Row]) -> Table:
+def _long(rows: Sequence[Claimed]) -> Table:
     """One line per cell, for programs."""
-    names = ("stone", "row", "mode", "history", "property", "carrier", "expected", "holds", "deviation", "verdict")
+    names = (
+        "stone",
+        "row",
+        "weight",
+        "mode",
+        "history",
+        "property",
+        "carrier",
+        "expected",
+        "holds",
+        "deviation",
+        "verdict",
+    )
 
     def cells() -> Iterator[tuple[Cell, ...]]:
         for row in rows:

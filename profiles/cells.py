@@ -1,0 +1,180 @@
+"""What the tables of `invariance` and `geometry` share: what a line is, what a cell says, how it is judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from layers import catalog
+from layers.card import Claim
+from layers.catalog import Stone
+from profiles.behind import Behind
+from profiles.carriers import Carrier
+from profiles.chain import Conditions
+from profiles.errors import Refusal
+from profiles.target import Target
+from profiles.threads import using_threads
+
+HOLDS = 1e-9
+BROKEN = 1e-3
+SEEDS = (0, 1, 2)  # one draw can leave a sign pattern unchanged, all that a ghost batch of two numbers has
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell. ``verdict`` is ok, failed, n/a or measured (nothing was expected); ``reason`` says why it is not ok.
+
+    ``weight`` is the stone of the carrier, if it is not a plain one. ``holds`` is None where the deviation lies between
+    ``within`` and 1e-3, is not finite or was not measured.
+    """
+
+    stone: str
+    row: str
+    weight: str
+    mode: str
+    history: str
+    property: str
+    carrier: str
+    expected: bool | None = None
+    deviation: float | None = None
+    within: float = HOLDS
+    holds: bool | None = None
+    verdict: str = "n/a"
+    reason: str = ""
+
+
+class Deviating(Protocol):
+    """What a measure returns."""
+
+    @property
+    def deviation(self) -> float | None:
+        """How far the trial is from the property; None when something is not finite."""
+
+
+Column = TypeVar("Column")
+Row = TypeVar("Row", bound=Cell)
+Found = TypeVar("Found", bound=Deviating)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: a target under conditions, with the claim that it is held to, if there is one."""
+
+    target: Target
+    conditions: Conditions
+    claim: Claim | None
+
+    def fields(self, name: str, carrier: str) -> dict[str, Any]:
+        """Return the fields of a cell that say which it is."""
+        return {
+            "stone": self.target.name,
+            "row": self.claim.row if self.claim else "",
+            "weight": self.conditions.weight,
+            "mode": self.conditions.mode,
+            "history": self.conditions.history,
+            "property": name,
+            "carrier": carrier,
+        }
+
+    def trials(self, carrier: Carrier) -> tuple[list[Behind], str, str]:
+        """Return what is measured on ``carrier``, one per seed; or nothing, with the verdict and the reason."""
+        if self.claim is not None and carrier.name not in self.claim.carriers:
+            return [], "n/a", f"the card leaves {carrier.name} out"
+        try:
+            found = [Behind(self.target, self.conditions, carrier, seed) for seed in SEEDS]
+        except ValueError as error:  # Refusal and OptionError, whose message is for the user
+            return [], "failed" if self.claim else "n/a", str(error)
+        if self.claim is None and found[0].is_degenerate():
+            return [], "n/a", f"on {carrier.name} the output of {self.target.name} does not depend on its input"
+        return found, "", ""
+
+
+def chosen(known: Mapping[str, Any], names: Iterable[str] | None, what: str) -> list[Any]:
+    """Return those of ``known`` that are called ``names`` (all); raises `Refusal` for an unknown one."""
+    if names is None:
+        return list(known.values())
+    found = []
+    for name in names:
+        if name not in known:
+            near = catalog.suggest(name, known)
+            hint = f"; did you mean {near}?" if near else f"; there are {', '.join(known)}"
+            raise Refusal(f"--{what} {name}: no such {what}{hint}")
+        found.append(known[name])
+    return found
+
+
+def cases(target: Target, conditions: Conditions | None) -> list[Case]:
+    """Return a case per claim of a stone's card; one without a claim for ``conditions`` and for a class.
+
+    Raises `Refusal` for what is no layer and for a stone without claims.
+    """
+    if isinstance(target, Stone):
+        card = target.card
+        if card.role != "layer":
+            raise Refusal(f"{target.name} is no layer but a {card.role}: it has no output that could be checked")
+        if conditions is None:
+            if not card.claims:
+                raise Refusal(f"{target.name} claims no invariances")
+            return [Case(target, Conditions(c.options, c.mode, c.history, c.weight), c) for c in card.claims]
+    return [Case(target, conditions or Conditions(), None)]
+
+
+def fill(
+    target: Target,
+    conditions: Conditions | None,
+    columns: Sequence[Column],
+    carriers: Sequence[Carrier],
+    measure: Callable[[Case, Carrier, Sequence[Column]], Iterator[Row]],
+    progress: Callable[[Row], None] | None,
+) -> list[Row]:
+    """Return the cells that ``measure`` makes of every case on every carrier; ``progress`` gets each as it is made.
+
+    Raises `Refusal` as `cases` does, and when nothing was claimed and nothing could be measured.
+    """
+    made, rows = cases(target, conditions), []
+    with using_threads(1):
+        for row in (row for case in made for carrier in carriers for row in measure(case, carrier, columns)):
+            rows.append(row)
+            if progress is not None:
+                progress(row)
+    if rows and not any(case.claim for case in made) and all(row.verdict == "n/a" for row in rows):
+        raise Refusal(rows[0].reason)
+    return rows
+
+
+def worst(trials: Sequence[Behind], measure: Callable[[Behind], Found], broken: float = BROKEN) -> tuple[Behind, Found]:
+    """Return the trial with the largest deviation and what was found, no longer looking once it is ``broken``."""
+    seen: list[tuple[float, Behind, Found]] = []
+    for trial in trials:
+        found = measure(trial)
+        deviation = math.inf if found.deviation is None else found.deviation
+        seen.append((deviation, trial, found))
+        if deviation > broken:
+            break
+    _, trial, found = max(seen, key=lambda one: one[0])
+    return trial, found
+
+
+def holds(deviation: float | None, within: float, broken: float = BROKEN) -> bool | None:
+    """Tell whether a deviation is none, or None for one between the two thresholds."""
+    if deviation is None or within <= deviation <= broken:
+        return None
+    return deviation < within
+
+
+def judged(
+    expected: bool | None, held: bool | None, deviation: float | None, within: float, broken: str, unclaimed: str
+) -> tuple[str, str]:
+    """Return the verdict of a cell and the reason: ``broken`` for an expected yes, ``unclaimed`` for an expected no."""
+    if deviation is None:
+        return "failed", "not everything is finite"
+    if held is None:
+        reason = f"unclear: neither below {within:.0e} nor above {BROKEN:.0e}"
+        return ("measured" if expected is None else "failed"), reason
+    if expected is None:
+        return "measured", ""
+    if held == expected:
+        return "ok", ""
+    return "failed", broken if expected else unclaimed
