@@ -1,8 +1,9 @@
 """Fit the formulas `executed` and `saved` of a card to what the stone does: ``python tests/fit.py bn [gn …]``.
 
 Measures every option set among the card's examples (and the default) at several shapes, solves for integer coefficients
-of E, N·C, N·G, N·S, C, G, N and 1, and prints the formula, or says that no such formula fits. To be copied to the card
-and merged over the options by hand; `stones inspect` and the tests then compare it with the measurement for ever.
+of E, N·C, N·G, N·S, C, G, N, 1 and those of convolutions (Q, O, I), and prints the formula, or says that no such
+formula fits. To be copied to the card and merged over the options by hand; `stones inspect` and the tests then compare
+it with the measurement for ever.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ SHAPES = [
     (4, 60, 2, 2), (4, 36, 7, 3), (12, 12, 4, 4), (8, 48, 3, 5), (20, 24, 2, 3), (4, 72, 2, 3),
 ]  # fmt: skip
 BASIS = {
+    "Q*O*I": lambda v: v.get("Q", 0) * v.get("O", 0) * v.get("I", 0), "Q*O": lambda v: v.get("Q", 0) * v.get("O", 0),
+    "O*I": lambda v: v.get("O", 0) * v.get("I", 0), "O": lambda v: v.get("O", 0), "Q": lambda v: v.get("Q", 0),
     "E": lambda v: v["E"], "N*C": lambda v: v["N"] * v["C"], "N*G": lambda v: v["N"] * v.get("G", 0),
     "N*S": lambda v: v["N"] * v["S"], "C": lambda v: v["C"], "G": lambda v: v.get("G", 0),
     "N": lambda v: v["N"], "1": lambda v: 1,

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import references
+import references_weights
 import torch
 
 from layers import catalog, formula
@@ -73,11 +74,29 @@ class Case:
 
     def refusal(self, shape) -> str:
         """What the card says against an input of ``shape``; empty when it admits it."""
+        if len(shape) not in self.stone.card.ranks:
+            return f"inputs have {' or '.join(map(str, self.stone.card.ranks))} axes, this one {len(shape)}"
         try:
             self.stone.card.check(sizes(shape, train=self.train), self.options)
         except OptionError as error:
             return str(error)
         return ""
+
+    def output(self, shape):
+        """The shape of the output for an input of ``shape``: the card derives it where it is not that of the input."""
+        values = self.symbols(shape)
+        return (shape[0], values["O"], values["HO"], values["WO"]) if self.convolves else tuple(shape)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether each output sums products over a window of the input, as the card's O×HO×WO outputs say."""
+        return {"O", "HO", "WO"} <= self.stone.card.derived.keys()
+
+    @property
+    def follows_itself(self) -> bool:
+        """Whether the output is admitted as an input."""
+        shape = self.output(self.shape())
+        return shape[1] == CHANNELS and not self.refusal(shape)
 
     def shapes(self, *wanted):
         """Those of ``wanted`` (default: one shape of every rank) that the card admits, the standard one at least."""
@@ -88,9 +107,11 @@ class Case:
         """The first admitted shape."""
         return self.shapes(*wanted)[0]
 
-    def fresh(self, dtype=torch.float64):
-        """A layer as the constructor makes it, in this case's mode."""
-        return self.stone.load()(CHANNELS, **self.options, dtype=dtype).train(self.train)
+    def fresh(self, dtype=torch.float64, seed=0):
+        """A layer as the constructor makes it, in this case's mode; ``seed`` decides what it draws."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.stone.load()(CHANNELS, **self.options, dtype=dtype).train(self.train)
 
     def layer(self, dtype=torch.float64, *, seed=0, warm=3, inputs=None):
         """A layer with a past of ``warm`` training steps and random parameters."""
@@ -100,7 +121,7 @@ class Case:
         return copy.deepcopy(_built[key]).to(dtype).train(self.train)
 
     def _build(self, seed, warm, inputs):
-        made = self.stone.load()(CHANNELS, **self.options, dtype=torch.float64).train()
+        made = self.fresh(seed=seed).train()
         shape = Case(self.stone, self.options).shape()
         for step in range(warm):
             y = outputs(made(inputs(shape, seed=100 + seed + step).requires_grad_()))[0]
@@ -194,17 +215,18 @@ def expected(case, layer, x, upstream=None):
 
 def reference(case, layer, x, learnt):
     """The naive output for parameters ``learnt`` and the buffers of ``layer``, and the buffers expected after it."""
-    absent = dict.fromkeys(("weight", "bias", *layer._parameters, *layer._buffers))
-    p = SimpleNamespace(**{**absent, **case.full, **state(layer), **learnt}, training=layer.training)
+    absent = dict.fromkeys(("weight", "bias", *layer._parameters, *layer._buffers))  # a bias, and not the option
+    p = SimpleNamespace(**{**case.full, **absent, **state(layer), **learnt}, training=layer.training)
     found = function(case.stone)(x, p)
     y, after = found if isinstance(found, tuple) else (found, {})
     return y, {name: torch.as_tensor(buffer) for name, buffer in after.items()}
 
 
 def function(stone):
-    """The reference of ``stone`` in references.py."""
+    """The reference of ``stone`` in references.py or references_weights.py."""
     name = stone.name.replace("-", "_")
-    return getattr(references, name, None) or getattr(references, name + "_", None)
+    places = [(module, spelt) for module in (references, references_weights) for spelt in (name, f"{name}_")]
+    return next((getattr(module, spelt) for module, spelt in places if hasattr(module, spelt)), None)
 
 
 def scale(tensor):

@@ -33,4 +33,9 @@ def reversed_axes(x):
     return x.permute(axes).contiguous().permute(axes)
 
 
+def strides(x):
+    """The strides of the axes along which there is a step to make."""
+    return [stride for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1 and x.numel()]
+
+
 LAYOUTS = {layout.__name__: layout for layout in (contiguous, channels_last, transposed, strided, reversed_axes)}

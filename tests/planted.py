@@ -14,7 +14,7 @@ from layers import catalog
 from layers.card import Card
 from layers.catalog import Stone
 
-CAUGHT = (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError, GradcheckError)
+CAUGHT = (AssertionError, RuntimeError, TypeError, ValueError, ZeroDivisionError, GradcheckError, ExceptionGroup)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,13 @@ class Planted(Stone):
         return self.made
 
 
-def planted(name, changes=None, **members):
-    """The stone ``name`` with ``changes`` to its card and other ``members`` of its class."""
+def planted(name, changes=None, *, made=None, **members):
+    """The stone ``name`` with ``changes`` to its card and other ``members`` of its class, or ``made`` for it."""
     stone = catalog.stone(name)
     base = stone.load()
-    made = type(base.__name__, (base,), members) if members else base
-    return Planted(stone.name, stone.kind, stone.path, replace(stone.card, **(changes or {})), made)
+    if members:
+        made = type(base.__name__, (base,), members)
+    return Planted(stone.name, stone.kind, stone.path, replace(stone.card, **(changes or {})), made or base)
 
 
 def first(name, train=True, number=0):

@@ -7,7 +7,7 @@ import pytest
 from harness import BATCH, CHANNELS, POSITIONS, STONES, Case, normal, outputs
 
 from layers import formula
-from layers.card import Card, Option, OptionError, Rule, sizes
+from layers.card import Card, Option, OptionError, Rule
 
 ids = [pytest.param(stone, id=stone.name) for stone in STONES]
 
@@ -33,7 +33,9 @@ def candidates(card: Card, option: Option):
     """Values that the option by itself admits: choices, bounds, neighbours of the default and of the examples'."""
     found = [option.default, *(example.get(option.name, option.default) for example in card.examples)]
     found += [*option.choices, *((True, False) if option.type is bool else ()), *((None,) if option.optional else ())]
-    if option.type in (int, float):
+    if option.axes:
+        found += [1, 2, *(tuple(1 + (axis == first) for axis in range(option.axes)) for first in range(option.axes))]
+    elif option.type in (int, float):
         numbers = [1, *(value for value in found if value is not None)]
         found += [option.type(value * factor) for value in numbers for factor in (0.5, 2)]
         found += [option.type(bound) for bound in (option.ge, option.le) if bound is not None]
@@ -43,9 +45,10 @@ def candidates(card: Card, option: Option):
 
 def alternatives(card: Card, option: Option, options):
     """``options`` with other values of ``option`` that the card admits beside them."""
-    now = options.get(option.name, option.default)
-    changed = [{**options, option.name: value} for value in candidates(card, option) if value != now]
-    return [each for each in changed if all_in_range(option, each[option.name]) and admits(card, each)]
+    now = option.check(options.get(option.name, option.default))
+    values = [value for value in candidates(card, option) if all_in_range(option, value) and option.check(value) != now]
+    changed = [{**options, option.name: value} for value in values]
+    return [each for each in changed if admits(card, each)]
 
 
 def all_in_range(option: Option, value) -> bool:
@@ -64,7 +67,7 @@ def trace(stone, options, shape):
         layer.train(step < 3)
         x = normal(shape, seed=step).requires_grad_()
         ys = outputs(layer(x))
-        ys[0].backward(normal(shape, seed=7))
+        ys[0].backward(normal(ys[0].shape, seed=7))
         tensors = (*ys, x.grad, *(parameter.grad for parameter in layer.parameters()), *layer.buffers())
         seen.append([(tuple(t.shape), t.detach().numpy().tobytes()) for t in tensors])
     return seen
@@ -126,17 +129,17 @@ def test_every_option_changes_something(stone, option: Option):
         for pair in itertools.combinations(option.choices, 2)
     ],
 )
-def test_every_choice_differs_from_every_other(stone, option: Option, pair):
+def test_every_choice_differs_from_every_other_unless_said_to_be_alike(stone, option: Option, pair):
     made = [[{**options, option.name: choice} for options in stone.card.examples] for choice in pair]
     both = [sides for sides in zip(*made, strict=True) if all(admits(stone.card, side) for side in sides)]
     if not both:  # one of the two needs other options beside it
         both = [sides for sides in itertools.product(*made) if all(admits(stone.card, side) for side in sides)]
     assert both
-    assert any(differ(stone, *sides) for sides in both)
+    assert any(differ(stone, *sides) for sides in both) != (pair in option.alike)
 
 
 def refused_values(option: Option):
-    """Values of a wrong type, not finite, out of range, or no choice."""
+    """Values of a wrong type, not finite, out of range, no choice, or too many or few."""
     wrong = {
         int: ["2", 1.5, math.nan, math.inf, True, []],
         float: ["0.1", math.nan, math.inf, -math.inf, True, []],
@@ -152,6 +155,10 @@ def refused_values(option: Option):
         (option.lt, 1),
     ]
     beyond = [option.type(bound + step) for bound, step in bounds if bound is not None]
+    if option.axes:
+        good = option.check(option.default)
+        lengths = [good[1:], (*good, 1), list(good[1:]), (good,), set(good)]
+        beyond += lengths + [(*good[1:], bad) for bad in (*wrong, *beyond, None)]
     return [*wrong, *beyond, *([] if option.optional else [None])]
 
 
@@ -174,6 +181,23 @@ def test_a_bad_option_is_refused_by_name(stone, option: Option, value):
     assert refusal.value.option == option.name
 
 
+@pytest.mark.parametrize(
+    ("stone", "option"),
+    [
+        pytest.param(stone, option, id=f"{stone.name}-{option.name}")
+        for stone in STONES
+        for option in stone.card.options
+        if option.axes
+    ],
+)
+def test_one_number_for_all_axes_is_that_number_on_each(stone, option: Option):
+    ways = [1, [1] * option.axes, (1,) * option.axes]
+    assert {option.check(way) for way in ways} == {ways[-1]}
+    made = [{**stone.card.examples[0], option.name: way} for way in ways]
+    shape = admitted(stone, made[0])[0]
+    assert trace(stone, made[0], shape) == trace(stone, made[1], shape) == trace(stone, made[2], shape)
+
+
 @pytest.mark.parametrize("channels", [0, -1, 1.5, math.nan, "12", True, None])
 @pytest.mark.parametrize("stone", ids)
 def test_bad_channels_are_refused_by_name(stone, channels):
@@ -189,8 +213,8 @@ def test_an_unknown_option_is_refused(stone):
         build(stone, {"surplus": 1})
 
 
-def offences(card: Card, rule: Rule):
-    """Channels, option sets and inputs that this rule is the first to refuse."""
+def offences(card: Card, rule: Rule, shapes=None):
+    """Option sets and inputs (or weights, of ``shapes``) that this rule is the first to refuse."""
     named = formula.symbols(rule.test)
     while named != (
         wider := named.union(*(formula.symbols(card.derived[name]) for name in named & card.derived.keys()))
@@ -198,12 +222,13 @@ def offences(card: Card, rule: Rule):
         named = wider
     free = [option for option in card.options if option.name in named]
     values = [[v for v in candidates(card, option) if all_in_range(option, v)] for option in free]
-    shapes = [(n, c, *p) for n in (BATCH, 3, 1) for c in (CHANNELS, 7, 1) for p in (POSITIONS[4], (), (1, 1))]
+    positions = [p for p in (POSITIONS[4], (), (1, 1), (0, 3), (3, 3)) if 2 + len(p) in card.ranks]
+    shapes = shapes or [(n, c, *p) for n in (BATCH, 3, 1) for c in (CHANNELS, 7, 1) for p in positions]
     for base, chosen in itertools.product(card.examples, itertools.product(*values)):
         options = {**base, **{option.name: value for option, value in zip(free, chosen, strict=True)}}
         for shape, train in itertools.product(shapes, (True, False)):
-            known = sizes(shape, train=train)
-            full = {option.name: options.get(option.name, option.default) for option in card.options}
+            known = card.sizes(shape, train=train)
+            full = {o.name: o.check(options.get(o.name, o.default)) for o in card.options}
             refusal = refusal_of(card, options, known)
             if refusal and str(refusal) == rule.refusal(card.symbols(shape, full, train=train)):
                 early = refusal_of(card, options, {"C": shape[1]})

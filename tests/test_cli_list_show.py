@@ -23,7 +23,7 @@ from stones_cli.visible import one_line, visible
 
 STONES = catalog.stones()
 EVERY = [pytest.param(stone, id=name) for name, stone in STONES.items()]
-COMMANDS = ("list", "show", "inspect", "bench", "check-invariance", "check-identities")
+COMMANDS = ("list", "show", "inspect", "bench", "check-invariance", "check-gradients", "check-identities")
 
 
 def listed(*arguments):

@@ -13,6 +13,7 @@ from layers import catalog
 ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
 RUNS = [run for block in BLOCK.findall(TEXT) for run in commands(block)]
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize(("command", "printed"), RUNS, ids=[command for command, _ in RUNS])
@@ -31,8 +32,12 @@ def test_there_are_console_blocks_for_the_commands():
         assert f"stones {name}" in shown
 
 
-def test_the_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+def test_there_are_python_examples():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(1, len(EXAMPLES) + 1))
+def test_every_python_example_runs(code):
     exec(compile(code, "README.md", "exec"), {})
 
 

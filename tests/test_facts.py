@@ -20,6 +20,8 @@ SHAPES = [(4, 12, 5, 3), (8, 12, 4, 4), (4, 12, 3, 4), (4, 12, 7)]
 
 def admitted(stone, options, shape, train):
     """Whether the card admits an input of ``shape``; some options fix the batch or the positions."""
+    if len(shape) not in stone.card.ranks:
+        return False
     try:
         subject(stone, options, Setup(shape=shape, train=train))
     except OptionError:

@@ -78,7 +78,7 @@ def test_samples_that_do_not_meet_have_no_gradient_in_common(case: Case):
     shape = case.shape()
     x = normal(shape, seed=1).requires_grad_()
     y = outputs(case.layer()(x))[0]
-    (gradient,) = torch.autograd.grad((y[0] * normal(shape[1:], seed=7)).sum(), x)
+    (gradient,) = torch.autograd.grad((y[0] * normal(y.shape[1:], seed=7)).sum(), x)
     assert gradient[0].any()
     if not meets(case):
         assert not gradient[1:].any()

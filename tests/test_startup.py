@@ -42,6 +42,11 @@ LIGHT = [
     ["check-invariance", "--help"],
     ["check-invariance", "ln", "--property", "nosuch"],
     ["check-invariance", "--list"],
+    ["check-gradients", "--help"],
+    ["check-gradients", "weight-norm", "--help"],
+    ["check-gradients", "ln", "--property", "nosuch"],
+    ["check-gradients", "nosuch"],
+    ["check-gradients", "--list"],
     ["check-identities", "--help"],
     ["check-identities", "nosuch"],
 ]  # fmt: skip
