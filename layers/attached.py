@@ -7,13 +7,15 @@ that are being trained, and count steps, so that training resumes where it stopp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
 from layers.convolution import Convolution
+from layers.hooked import Hooked
 from layers.option import Option, OptionError
 from layers.weights import Weight, weights
 
@@ -23,12 +25,13 @@ Group = dict[str, Any]
 Change = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Attached:
+class Attached(Hooked):
     """What a technique does to the parameters of one optimizer. Made by the ``attach`` of a technique.
 
-    ``names`` are the parameters that it touches, ``skipped`` says of each other parameter of the model why not; frozen
-    parameters (``requires_grad`` False) are left alone as long as they are. ``steps`` counts the optimizer's steps: the
-    technique is applied at every ``every``-th. The counter is the only state (`state_dict`).
+    ``names`` are the parameters that it touches, ``skipped`` says of each other parameter of the model why not. What
+    the optimizer is given later is touched from then on; frozen parameters (``requires_grad`` False) are left alone as
+    long as they are. ``steps`` counts the optimizer's steps: the technique is applied at every ``every``-th. The
+    counter is the only state (`state_dict`).
     Raises OptionError for ``every`` < 1, for a model of which the optimizer holds nothing, and where nothing is left
     to touch.
     """
@@ -37,46 +40,42 @@ class Attached:
         self, optimizer: torch.optim.Optimizer, model: nn.Module, excludes: Callable[[Weight], str], every: int
     ) -> None:
         EVERY.check(every)
-        self.every, self.steps = every, 0
-        self.optimizer = optimizer
-        self.skipped: dict[str, str] = {}
-        self._chosen: dict[int, Weight] = {}
-        self._hooks: list[Any] = []
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        owned = weights(model)
-        if not any(id(weight.parameter) in held for weight in owned):
+        super().__init__()
+        self.every, self.optimizer = every, optimizer
+        self._owned = [(weight, excludes(weight)) for weight in weights(model)]
+        self._chosen = {weight.parameter: weight for weight, reason in self._owned if not reason}
+        if self._held().isdisjoint(weight.parameter for weight, _ in self._owned):
             raise OptionError(f"the optimizer holds no parameter of this {type(model).__name__}: give it its own")
-        for weight in owned:
-            reason = excludes(weight) or ("" if id(weight.parameter) in held else "the optimizer does not hold it")
-            if reason:
-                self.skipped[weight.name] = reason
-            else:
-                self._chosen[id(weight.parameter)] = weight
-        if not self._chosen:
+        if not self.names:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(self.skipped.items())[:3])
             raise OptionError(f"no parameter of this {type(model).__name__} is to be touched ({reasons})")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the parameters that are touched, in the order of the model."""
-        return tuple(weight.name for weight in self._chosen.values())
+        held = self._held()
+        return tuple(weight.name for weight in self._chosen.values() if weight.parameter in held)
 
-    def remove(self) -> None:
-        """Detach from the optimizer; the weights stay as they are."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Why each of the other parameters is not, by name."""
+        held, why = self._held(), "the optimizer does not hold it"
+        return {w.name: reason or why for w, reason in self._owned if reason or w.parameter not in held}
 
-    def state_dict(self) -> dict[str, int]:
-        """Return ``{"steps": …}``, to be kept beside the state of the optimizer."""
-        return {"steps": self.steps}
+    def _held(self) -> set[nn.Parameter]:
+        return {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue counting from ``state``; raises OptionError when it is no state of `state_dict`."""
-        steps = state.get("steps")
-        if set(state) != {"steps"} or not isinstance(steps, int) or steps < 0:
-            raise OptionError(f"{dict(state)!r} is no state of an attached technique: it has one count, steps")
-        self.steps = steps
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attached:
+        """Copy, attached to the copy of the optimizer; `torch.optim.Optimizer` copies none of its hooks itself."""
+        made: Attached = object.__new__(type(self))
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy({name: value for name, value in vars(self).items() if name != "_hooks"}, memo))
+        made._hooks = made._register() if self._hooks else []
+        return made
+
+    def _register(self) -> list[Any]:
+        """Hook into the optimizer's steps and return the handles."""
+        raise NotImplementedError
 
     def _due(self) -> bool:
         """Count a step and tell whether it is one of those that matter."""
@@ -87,8 +86,8 @@ class Attached:
         """Each parameter to touch now, with its group, whose options a scheduler may have changed."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
-                if id(parameter) in self._chosen and parameter.requires_grad:
-                    yield self._chosen[id(parameter)], group
+                if parameter in self._chosen and parameter.requires_grad:
+                    yield self._chosen[parameter], group
 
 
 class Projected(Attached):
@@ -112,7 +111,10 @@ class Projected(Attached):
         super().__init__(optimizer, model, excludes, every)
         self.broadcast = broadcast
         self._project = project
-        self._hooks.append(optimizer.register_step_post_hook(self._after))
+        self._hooks = self._register()
+
+    def _register(self) -> list[Any]:
+        return [self.optimizer.register_step_post_hook(self._after)]
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -164,8 +166,11 @@ class Penalized(Attached):
         self._value, self._gradient = value, gradient
         self._lent: list[tuple[nn.Parameter, Tensor, Tensor]] = []  # parameter, its gradient, that of the step
         self._refuse()
-        self._hooks.append(optimizer.register_step_pre_hook(self._before))
-        self._hooks.append(optimizer.register_step_post_hook(self._after))
+        self._hooks = self._register()
+
+    def _register(self) -> list[Any]:
+        optimizer = self.optimizer
+        return [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
 
     def remove(self) -> None:
         """Detach from the optimizer; gradients are given back."""
@@ -222,7 +227,7 @@ class Penalized(Attached):
         for weight, group in self._trained():
             parameter, own = weight.parameter, weight.parameter.grad
             if own is not None:
-                parameter.grad = own + _sign(group) * self._gradient(weight)
+                parameter.grad = torch.add(own, self._gradient(weight), alpha=_sign(group))
                 self._lent.append((parameter, own, parameter.grad))
 
     def _give_back(self) -> None:
@@ -268,6 +273,8 @@ def not_a_kernel(weight: Weight) -> str:
     """Return why ``weight`` is no kernel that its module uses as it is; "" when it is one."""
     if not weight.is_kernel:
         return {"norm": "γ of a normalization", "bias": "a bias"}.get(weight.kind, "no kernel")
+    if not weight.parameter.is_floating_point():
+        return f"{weight.parameter.dtype}: real floating-point weights alone"
     if ".parametrizations." in f".{weight.name}":
         return "parametrized: what the layer uses is computed from it"
     effective = getattr(type(weight.module), "effective_weight", Convolution.effective_weight)

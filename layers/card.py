@@ -197,9 +197,11 @@ class Card:
     ``exact_gradient``, formulas over the options, the latter false where the published backward is not the derivative
     by design (the reference in the tests then detaches what the paper detaches); ``remembers``, a formula too: the
     training output depends on stored statistics, so that recomputing a forward (activation checkpointing) differs;
+    ``derivable``, another: the gradient may be derived again; where not, that is refused with a RuntimeError;
     ``role``: a layer, a transform of a model, or what works on one weight: a penalty (a number that is minimized with
     the loss), a projection (a new weight in its place), an initializer, an optimizer, which keeps ``state`` per
-    parameter; ``ranks``, the numbers of axes of the inputs that are admitted; ``peer``, the reference of `bench`.
+    parameter; ``ranks``, the numbers of axes of the inputs that are admitted; ``output``, the shape of a layer's output
+    as formulas, where it is not that of the input; ``peer``, the reference of `bench`.
     """
 
     title: str
@@ -228,8 +230,10 @@ class Card:
     eval_differs: str = "False"
     exact_gradient: str = "True"
     remembers: str = "False"
+    derivable: str = "True"
     role: str = "layer"
     ranks: tuple[int, ...] = (2, 3, 4, 5)
+    output: tuple[str, ...] = ()
     peer: Peer | None = None
 
     def __post_init__(self) -> None:
@@ -258,6 +262,7 @@ class Card:
             self.stated,
             self.exact_gradient,
             self.remembers,
+            self.derivable,
             self.eval_differs,
             *self.derived.values(),
             *((self.peer.given, *self.peer.arguments.values()) if self.peer else ()),
@@ -265,6 +270,7 @@ class Card:
         ]
         texts += [rule.test for rule in self.rules]
         tensors = (*self.statistics, *self.buffers, *self.state)
+        texts += self.output
         return texts + [t for stat in tensors for t in (*(stat.shape if stat.shape != SAME else ()), stat.given)]
 
     def option(self, name: str) -> Option:
@@ -298,6 +304,11 @@ class Card:
     def sizes(self, shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
         """Return the sizes that an input (a weight where the stone works on weights) gives to formulas."""
         return (weight_sizes if self.works_on_weights else sizes)(shape, train=train, itemsize=itemsize)
+
+    def output_shape(self, shape: Sequence[int], options: Mapping[str, OptionValue]) -> tuple[int, ...]:
+        """Return the shape of a layer's output for an input of ``shape`` and all ``options``."""
+        values = self.symbols(shape, options)
+        return tuple(int(formula.evaluate(size, values)) for size in self.output) or tuple(shape)
 
     def symbols(
         self, shape: Sequence[int], options: Mapping[str, OptionValue], *, train: bool = True, itemsize: int = 4

@@ -4,8 +4,8 @@
     convert(model, "weight-standardization")    # every convolution with I > 1 is reparametrized, its weights kept
     fold(model)                                 # plain torch layers with the effective weights, for deployment
 
-Both work in place and return the model: a new layer where the model itself is the one layer that is replaced. Either
-everything is changed or, with an error, nothing. Parameters may be new ones: build the optimizer afterwards.
+Both work in place and return the model: a new layer where the model itself is the one that is replaced. Either all is
+changed or, with an error, nothing. Parameters may be new ones: build the optimizer and wrap for DDP afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from layers.shared import CONVOLUTION
 from layers.weights import weights
 
 _OF_LAYERS = tuple(option.name for option in CONVOLUTION)  # options that a converted convolution keeps
-_OF_BATCH_NORMS = ("eps", "momentum", "affine", "track_running_stats")
+_OF_BATCH_NORMS = {"affine": None, "eps": 1e-5, "momentum": 0.1, "track_running_stats": True}  # and torch's defaults
 
 
 def convert(
@@ -41,12 +41,12 @@ def convert(
     """Put the stone called ``name`` into ``model``, in place, and return the model.
 
     - A stone of weights becomes a parametrization of the weight of every layer that its ``excludes`` does not name.
-    - A normalization replaces every batch normalization, torch's or this library's. It gets γ and β, the options of
-      those names that both have (eps, momentum, affine, track_running_stats) unless given, and the running statistics
-      where it keeps no others.
+    - A normalization replaces every batch normalization, torch's or this library's. It gets γ and β (affine), eps,
+      momentum and track_running_stats if it has them too, unless given; what is torch's default there is the stone's
+      own default here; and the running statistics where it keeps no others.
     - A convolution replaces every torch.nn.Conv2d, with the same parameters.
 
-    Device, dtype and training mode stay; hooks on layers that are replaced go with them. ``only`` are names or patterns
+    Device, dtype and training mode stay; hooks of layers that are replaced are lost. ``only`` are names or patterns
     (``stages.0.*``) of modules, each standing for the layers inside too; a layer that is named itself is converted even
     if ``excludes`` would leave it out.
     Raises OptionError, before anything is changed, for options that the stone refuses, naming the layer; for a layer
@@ -135,10 +135,10 @@ class _Choice:
                 hint = f"; did you mean {near}?" if near else ""
                 raise OptionError(f"only: the model has no module {pattern!r}{hint}", "only")
 
-    def of(self, kinds: Any, suits: Callable[[nn.Module], str] | None = None) -> dict[str, nn.Module]:
+    def of(self, kinds: Any, what: str, suits: Callable[[nn.Module], str] | None = None) -> dict[str, nn.Module]:
         """Return the modules of ``kinds`` by name, without those that ``suits`` gives a reason against.
 
-        Raises OptionError when there is none, in all or for one of the patterns.
+        Raises OptionError, with the word ``what`` for them, when there is none, in all or for one of the patterns.
         """
         found, against, served = {}, "", set()
         for module, names in self._names.items():
@@ -155,9 +155,9 @@ class _Choice:
                 served |= patterns
         for pattern in self._patterns or ():
             if pattern not in served:
-                raise OptionError(f"only: {pattern!r} has no layer for {self.stone.name}{against}", "only")
+                raise OptionError(f"only: {pattern!r} has no {what} for {self.stone.name}{against}", "only")
         if not found:
-            raise OptionError(f"{type(self.model).__name__} has no layer for {self.stone.name}{against}")
+            raise OptionError(f"{type(self.model).__name__} has no {what} for {self.stone.name}{against}")
         return found
 
     def _covering(self, name: str) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _reparametrize(model: nn.Module, stone: Stone, choice: _Choice, options: Map
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
             owners.setdefault(id(parameter), []).append(_shown(name, model))
-    for name, layer in choice.of((_ConvNd, nn.Linear), suits).items():
+    for name, layer in choice.of((_ConvNd, nn.Linear), "layer", suits).items():
         with _naming(name):
             made[layer] = file.parametrization(layer, **options)
             others = [other for other in owners.get(id(layer._parameters.get("weight")), ()) if other != name]
@@ -204,7 +204,7 @@ def _reparametrize(model: nn.Module, stone: Stone, choice: _Choice, options: Map
 def _normalize(model: nn.Module, stone: Stone, choice: _Choice, options: Mapping[str, OptionValue]) -> nn.Module:
     """Replace batch normalizations by a normalization stone."""
     made: dict[nn.Module, nn.Module] = {}
-    for name, layer in choice.of(AnyBatchNorm).items():
+    for name, layer in choice.of(AnyBatchNorm, "batch normalization").items():
         with _naming(name):
             made[layer] = _like(cast(AnyBatchNorm, layer), model, stone, options)
     return _replaced(model, made)
@@ -214,10 +214,10 @@ def _like(old: AnyBatchNorm, model: nn.Module, stone: Stone, options: Mapping[st
     """Return the normalization for the place of ``old`` in ``model``."""
     carried: dict[str, OptionValue] = {}
     known = {option.name: option for option in stone.card.options}
-    for name in _OF_BATCH_NORMS:
-        if name in known:
+    for name, usual in _OF_BATCH_NORMS.items():
+        if name in known and getattr(old, name, usual) != usual:
             with suppress(OptionError):  # another type, such as layer normalization's affine
-                carried[name] = known[name].check(getattr(old, name, None))
+                carried[name] = known[name].check(getattr(old, name))
     tensors = {**dict(old.named_parameters()), **dict(old.named_buffers())}
     kind = next((t for t in (*tensors.values(), *model.parameters()) if t.is_floating_point()), torch.empty(0))
     channels = old.channels if hasattr(old, "channels") else old.num_features
@@ -241,7 +241,7 @@ def _convolve(model: nn.Module, stone: Stone, choice: _Choice, options: Mapping[
         more = {**layer._parameters, **layer._buffers, **layer._modules}.keys() - {"weight", "bias"}
         return f"it has {', '.join(sorted(more))} beside weight and bias" if more else ""
 
-    for name, layer in choice.of(nn.Conv2d, suits).items():
+    for name, layer in choice.of(nn.Conv2d, "torch.nn.Conv2d", suits).items():
         if reason := suits(layer):
             raise OptionError(f"{name}: {reason}", "only")
         with _naming(name):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from layers.card import OptionError
+from layers.hooked import Hooked
 from layers.moments import wide_dtype
 
 
@@ -112,7 +113,7 @@ def _told(rms: Tensor, above: Tensor) -> Tensor:
         return torch.where(rms.isfinite() & (rms > 0), rms, above)
 
 
-class Modulation:
+class Modulation(Hooked):
     """The points behind the layers ``names`` of a model, and their chain. Made by `modulate`; `remove` takes them away.
 
     ``steps`` counts the training forwards of the model. It is the only state (`state_dict`), to be kept beside the
@@ -126,28 +127,12 @@ class Modulation:
         hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
         if any(isinstance(getattr(hook, "__self__", None), Modulation) for hook in hooks):
             raise OptionError(f"this {type(model).__name__} is modulated already: call remove() of its handle first")
-        self.names, self.options, self.steps = tuple(layers), dict(options), 0
+        super().__init__()
+        self.names, self.options = tuple(layers), dict(options)
         self._chain = Chain()
         self._hooks = [layer.register_forward_hook(self._point) for layer in layers.values()]
         self._hooks.append(model.register_forward_pre_hook(self._begin, prepend=True))
         self._hooks.append(model.register_forward_hook(self._end, always_call=True))
-
-    def remove(self) -> None:
-        """Take the points away."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return ``{"steps": …}``."""
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Continue counting from ``state``; raises OptionError when it is no state of `state_dict`."""
-        steps = state.get("steps")
-        if set(state) != {"steps"} or not isinstance(steps, int) or steps < 0:
-            raise OptionError(f"{dict(state)!r} is no state of a modulation: it has one count, steps")
-        self.steps = steps
 
     def _begin(self, model: nn.Module, inputs: object) -> None:
         every, until = self.options["every"], self.options["until_step"]
@@ -159,6 +144,6 @@ class Modulation:
 
     def _point(self, layer: nn.Module, inputs: object, output: Tensor) -> Tensor:
         within = self._chain.current()
-        if within is None or not within.acts:
+        if within is None or not within.acts or not output.requires_grad:
             return output
         return rescaled(output, within, self.options["target"], self.options["low"], self.options["high"])

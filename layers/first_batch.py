@@ -49,6 +49,8 @@ def excluded(layer: Layer, *, lengths_only: bool) -> str:
     gain = length(layer)
     if gain is None and (reason := _unscalable(layer, lengths_only)):
         return reason
+    if not (dtype := scaled(layer).dtype).is_floating_point:
+        return f"{dtype}: real floating-point weights alone"
     axis = 1 if isinstance(layer, _ConvTransposeNd) else 0
     if gain is not None and (gain.dim() == 0 or gain.shape[axis] != outputs(layer)):
         return "its lengths are not one per output channel"

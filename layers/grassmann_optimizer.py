@@ -22,8 +22,8 @@ from layers.card import Card, OptionError
 from layers.grassmann import lengths, refuse_zero_rows, rotate_, tangent
 
 HALF = (torch.float16, torch.bfloat16)
-# How many weights are worth joining: copying more takes longer on the CPU than the calls that are saved.
-JOINED, JOINED_ELSEWHERE = {"cpu": 1 << 15}, 1 << 24
+# How many bytes of weights are worth joining: copying more takes longer on the CPU than the calls that are saved.
+JOINED, JOINED_ELSEWHERE = {"cpu": 1 << 17}, 1 << 26
 Group = dict[str, Any]
 Params = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 
@@ -38,6 +38,7 @@ class GrassmannOptimizer(Optimizer):
     """
 
     card: ClassVar[Card]
+    buffers: ClassVar[tuple[str, ...]]  # what `_start` makes for each row, in the order of `_follow`
 
     def __init__(self, params: Params, options: Mapping[str, Any]) -> None:
         for name, value in options.items():
@@ -79,7 +80,7 @@ class GrassmannOptimizer(Optimizer):
 
         Parameters without gradient keep their values and state. A group on the Grassmannian whose ``lr`` is 0 stands
         still, its momentum too. torch.compile runs it as it is. Raises RuntimeError for sparse gradients and when
-        captured into a CUDA graph.
+        captured into a CUDA graph, OptionError where the state of a parameter is that of another optimizer.
         """
         loss = None
         if closure is not None:
@@ -105,6 +106,12 @@ class GrassmannOptimizer(Optimizer):
             if parameter.grad.is_sparse:
                 raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
             state = self.state[parameter]
+            lacks = [name for name in (self.buffers if group["manifold"] else PLAIN) if name not in state]
+            if state and lacks:
+                raise OptionError(
+                    f"the state of a parameter has no {lacks[0]}: it is of another optimizer, or manifold was changed; "
+                    "build the optimizer anew without it"
+                )
             if not state:
                 state.update(self._start(parameter) if group["manifold"] else _start_plain(parameter))
             params.append(parameter)
@@ -125,7 +132,7 @@ class GrassmannOptimizer(Optimizer):
         sgd(params, grads, buffers, **options, lr=float(group["lr"]), dampening=0, nesterov=True)
 
     def _step_rows(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-        found = [_Kernel.of(parameter, state, group) for parameter, state in zip(params, states, strict=True)]
+        found = [_Kernel.of(p, state, group, self.buffers) for p, state in zip(params, states, strict=True)]
         for kernels in _batches(found, group["foreach"]):
             joined = [_join(kernels, i) for i in range(len(kernels[0].tensors))]
             with _without_autocast(joined[P].device.type):
@@ -141,6 +148,7 @@ class GrassmannOptimizer(Optimizer):
         rotate_(p, y, *self._follow(group, h, state, age))
 
 
+PLAIN = ("momentum_buffer",)  # the state of a parameter that is not on the manifold
 P, GRADIENT = 0, 1  # where parameter and gradient stand among the tensors of a kernel, before its state
 
 
@@ -158,14 +166,14 @@ class _Kernel:
     age: float
 
     @classmethod
-    def of(cls, parameter: Tensor, state: dict[str, Tensor], group: Group) -> _Kernel:
-        """Take the ``state`` of ``parameter``; a tensor "step" in it is counted on, and its number is the age."""
+    def of(cls, parameter: Tensor, state: dict[str, Tensor], group: Group, buffers: tuple[str, ...]) -> _Kernel:
+        """Take ``buffers`` of ``state``; a "step" in it is counted on, and its number is the age."""
         age = 0.0
         if "step" in state:
             state["step"] += 1
             age = float(state["step"])
         assert parameter.grad is not None
-        tensors = [parameter, parameter.grad, *(tensor for name, tensor in state.items() if name != "step")]
+        tensors = [parameter, parameter.grad, *(state[name] for name in buffers)]
         order = None if parameter.is_contiguous() else _memory_order(parameter)
         outputs = parameter.shape[0] // group["groups"] if group["omega"] else 1
         blocks = group["groups"] if group["omega"] else parameter.shape[0]
@@ -182,10 +190,10 @@ class _Kernel:
         return tensor if tensor.dim() == 1 or self.order is None else tensor.permute(self.order)
 
     def rows(self, i: int) -> Tensor:
-        """Tensor ``i`` as rows, a view if `direct`; half precision as float32."""
+        """Tensor ``i`` as rows, a view if `direct`, else a copy; half precision as float32."""
         tensor = self.laid(i)
         wide = tensor.float() if tensor.dtype in HALF else tensor
-        return wide.reshape(*self.shape[:2], 1 if tensor.dim() == 1 else self.shape[2])
+        return wide.contiguous().view(*self.shape[:2], 1 if tensor.dim() == 1 else self.shape[2])
 
     def direct(self, i: int) -> bool:
         """Whether writing into `rows` is writing into tensor ``i``."""
@@ -223,12 +231,13 @@ def _without_autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def _batches(kernels: list[_Kernel], foreach: bool | None) -> list[list[_Kernel]]:
-    """Join kernels with rows of equal length, up to `JOINED` weights in all, unless ``foreach`` is false."""
+    """Join kernels with rows of equal length, up to `JOINED` bytes of weights in all, unless ``foreach`` is false."""
     batches: list[list[_Kernel]] = []
     open_: dict[Any, int] = {}  # which batch has room, by key
     sizes: list[int] = []
     for kernel in kernels:
-        size, most = kernel.tensors[P].numel(), JOINED.get(kernel.tensors[P].device.type, JOINED_ELSEWHERE)
+        p = kernel.tensors[P]
+        size, most = p.numel() * max(4, p.element_size()), JOINED.get(p.device.type, JOINED_ELSEWHERE)
         i = open_.get(kernel.key, -1)
         if foreach is not False and i >= 0 and sizes[i] + size <= most:
             batches[i].append(kernel)

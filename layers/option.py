@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class Option:
 
     ``optional`` admits None (spelt ``none`` on the command line). ``choices`` lists the admitted strings. With ``axes``
     the option is one integer for all of so many axes, or one for each (``3x5`` on the command line); `check` returns
-    the tuple. ``alike`` lists pairs of choices that are two names for the same.
+    the tuple. ``alike`` lists pairs of choices that are two names for the same. ``pattern`` is a regular expression for
+    the whole of a text, ``like`` says in words what fits it.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Option:
     alike: tuple[tuple[str, str], ...] = ()
     optional: bool = False
     axes: int = 0
+    pattern: str = ""
+    like: str = ""
     source: str = ""
 
     def check(self, value: Any) -> OptionValue:
@@ -63,7 +67,8 @@ class Option:
         right_type = isinstance(value, self.type) and not (self.type is int and isinstance(value, bool))
         if not right_type or (isinstance(value, float) and not math.isfinite(value)):
             raise OptionError(f"{self.name}={value!r} is not {self.expected()}", self.name)
-        if self.choices and value not in self.choices:
+        fits = not self.pattern or re.fullmatch(self.pattern, str(value), re.ASCII)
+        if not fits or (self.choices and value not in self.choices):
             raise OptionError(f"{self.name}={value!r} is not {self.expected()}", self.name)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not self._in_range(value):
             raise OptionError(f"{self.name}={value!r} is out of range: it must be {self.expected()}", self.name)
@@ -88,7 +93,8 @@ class Option:
         if self.choices:
             words = "one of " + ", ".join(self.choices)
         else:
-            words = {int: "an integer", float: "a finite number", bool: "true or false", str: "text"}[self.type]
+            text = self.like or "text"
+            words = {int: "an integer", float: "a finite number", bool: "true or false", str: text}[self.type]
             words += f" {self.bounds()}" if self.bounds() else ""
             words += f", or {self.axes} of them" if self.axes else ""
         return words + (" or none" if self.optional else "")

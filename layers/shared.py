@@ -153,6 +153,20 @@ CONVOLUTION_PEER = Peer(
     same=False,
 )
 
+# Upsampling by channels that become positions.
+SCALE = Option(
+    name="scale", type=int, default=2, ge=1, help="r, rows and columns of the output for one of the input; 1 keeps it"
+)
+ORDER = Option(
+    name="order",
+    type=str,
+    default="crd",
+    choices=("crd", "dcr"),
+    help="of the scale² channels of an output channel: one after the other (crd), or every O-th (dcr)",
+    source="torch.nn.PixelShuffle; ONNX's and TensorFlow's default is dcr",
+)
+POSITIONS_NEEDED = Rule("H >= 1 and W >= 1", "a convolution needs at least 1 position, the input has {H}×{W}")
+
 # Rows of the invariance table that several stones have. That of batch normalization comes back wherever channels are
 # standardized over a batch, that of instance normalization where each plane is standardized by itself (convolutions
 # only: on a linear layer a plane is one value), the third where the channels of each position are.
@@ -250,5 +264,7 @@ GRASSMANN_NOTES = (
     "it. Where lr is 0 rows stand still, momentum or not.",
     "Rows move as if the gradient had been taken at p/‖p‖. From other norms the first gradient carries a factor "
     "1/‖p‖: start from unit_rows_.",
+    "Where something else changes rows between steps (svb, a decoupled omd), the momentum is no longer tangent and "
+    "rows have norm 1 only nearly, until it has decayed: take ω for orthogonality.",
     "Batch normalization is odd in a filter: y and −y are one point of the manifold but not the same function.",
 )

@@ -14,10 +14,13 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def check(card: Card, weight: Tensor, options: Mapping[str, OptionValue]) -> None:
-    """Raise OptionError for a weight of less than two axes and for options that ``card`` refuses for its sizes.
+    """Raise OptionError for a weight that is not real floating-point or has less than two axes, and for options that
+    ``card`` refuses for its sizes.
 
     Inside torch.compile, which cannot trace a card's rules, options are taken as they are.
     """
+    if not weight.is_floating_point():
+        raise OptionError(f"{card.impl} needs a real floating-point weight, not {weight.dtype}")
     if weight.dim() < 2:
         raise OptionError(f"{card.impl} needs a weight (O, …) of 2 axes or more, not {tuple(weight.shape)}")
     if not torch.compiler.is_compiling():

@@ -7,7 +7,6 @@ outputs on the second axis, per group.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -48,9 +47,9 @@ class Weight:
 def as_matrices(weight: Tensor, groups: int = 1, *, transposed: bool = False) -> Tensor:
     """Return a kernel (O, C/groups, …), transposed (C, O/groups, …), as (groups, O/groups, I)."""
     if transposed:
-        weight = weight.view(groups, -1, *weight.shape[1:]).transpose(1, 2)
+        weight = weight.view(groups, weight.shape[0] // groups, *weight.shape[1:]).transpose(1, 2)
         return weight.flatten(2) if weight.dim() > 3 else weight
-    return weight.reshape(groups, weight.shape[0] // groups, -1)
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1:].numel())
 
 
 def from_matrices(matrices: Tensor, weight: Tensor, *, transposed: bool = False) -> Tensor:
@@ -68,11 +67,6 @@ def weights(model: nn.Module) -> list[Weight]:
     No parametrization is computed for it. Raises OptionError for a parameter that has no shape yet.
     """
     return [_weight(model, name, parameter) for name, parameter in model.named_parameters()]
-
-
-def kernels(model: nn.Module) -> Iterator[Weight]:
-    """Yield those of `weights` that are kernels of convolutions and linear layers."""
-    return (weight for weight in weights(model) if weight.is_kernel)
 
 
 def _weight(model: nn.Module, name: str, parameter: nn.Parameter) -> Weight:

@@ -68,7 +68,7 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
     """
     device = what.cases[0].subject.setup.device
     for case in what.cases:
-        check_environment(case.subject.setup, tensors=8 + 2 * len(case.references))
+        check_environment(case.subject, tensors=8 + 2 * len(case.references))
     kept = what.allocator == allocator.KEPT and allocator.keep_freed_memory()
     machine = [warned.record() for warned in about_machine(what.threads, cores(), load(), what.clock)]
     done: list[Record] = []

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from layers import formula
 from layers.card import OptionError, OptionValue, Peer
-from layers.catalog import Stone, UnknownStone, suggest
+from layers.catalog import Stone, UnknownStone, stones, suggest
 from profiles.clocks import Job
-from profiles.errors import Refusal, Unavailable
+from profiles.errors import Refusal, Unavailable, with_article
 from profiles.spelling import read
 from profiles.subject import Setup, Subject, subject
-from profiles.target import Foreign, Target, options_of, resolve
+from profiles.target import Foreign, Target, is_optimizer, options_of, resolve
 from profiles.timing import Comparison
 
 if TYPE_CHECKING:
@@ -111,9 +111,16 @@ def case(
     if label in (*real.values(), COPY):
         raise Refusal(f"{label} cannot be compared with {label}: give one of them another name")
     known = others or {}
-    references = {name: known.get(name) for name in real.values() if name != COPY}
+    references = {name: known.get(name) or _early(what, name) for name in real.values() if name != COPY}
     named = tuple(replace(gate, vs=real[gate.vs]) for gate in gates)
     return Case(label, what, direction, references, named, compile)
+
+
+def _early(what: Subject, name: str) -> Subject | None:
+    """Return the reference ``name`` unless it is a class, so that it is refused before torch is imported."""
+    stone, is_more, option = name.partition(":")
+    is_class = bool(is_more) and not (stone in stones() and "=" in option)
+    return None if is_class else reference(what, name)
 
 
 def _check_timeable(what: Subject) -> None:
@@ -143,25 +150,37 @@ def reference(what: Subject, name: str) -> Subject:
     """Return the layer called ``name``, constructed as ``what`` is, under the same setup.
 
     It may be a stone with options of its own, ``svb:method=svd``. Its arguments are those of the card's peer when that
-    is what ``name`` means; else options of the same name, and the channels under whatever name it takes them.
+    is what ``name`` means, or a class that takes them all; else options of the same name, and the channels under
+    whatever name it takes them. Raises `Refusal` for what does not compare, or cannot be constructed.
     """
     stone, _, spelt = name.partition(":") if "=" in name else (name, "", "")
     try:
         target = resolve(stone)
     except UnknownStone as error:
         raise Refusal(f"{error}; references are copy, peer, a stone (svb, svb:method=svd), or pkg.mod:Class") from error
+    takes = {option.name for option in options_of(target)}
     peer = peer_of(what)
-    if peer is not None and isinstance(target, Foreign) and name == peer_name(what):
+    if peer is not None and isinstance(target, Foreign) and (name == peer_name(what) or peer.arguments.keys() <= takes):
         arguments = {key: formula.evaluate(text, what.symbols) for key, text in peer.arguments.items()}
         return Subject(target, arguments, what.setup)
-    if isinstance(target, Stone) and target.card.role == "transform":
+    _check_comparable(what, target, name)
+    options = {key: value for key, value in what.options.items() if key in takes}
+    try:
+        return subject(target, options | _spelt(target, spelt), what.setup)
+    except OptionError as error:
+        raise Refusal(f"{name} beside {what.name}: {error}") from error
+
+
+def _check_comparable(what: Subject, target: Target, name: str) -> None:
+    if isinstance(target, Foreign) and is_optimizer(target):
+        raise Refusal(f"{name} is an optimizer: of these only the catalogue's are timed, which `stones list` names")
+    if not isinstance(target, Stone):
+        return
+    if target.card.role == "transform":
         raise Refusal(f"{name} transforms a model: it has no forward to compare with")
-    if isinstance(target, Stone) and target.card.works_on_weights != what.on_weight:
+    if target.card.works_on_weights != what.on_weight:
         one, other = ("a weight", "a layer's input") if what.on_weight else ("a layer's input", "a weight")
         raise Refusal(f"{what.name} works on {one}, {name} on {other}: their times do not compare")
-    takes = {option.name for option in options_of(target)}
-    options = {key: value for key, value in what.options.items() if key in takes}
-    return subject(target, options | _spelt(target, spelt), what.setup)
 
 
 def _spelt(target: Target, text: str) -> dict[str, OptionValue]:
@@ -218,7 +237,7 @@ class _Layer:
         if direction == "forward":
             return Job(name, lambda: self.module(self.x))
         if not self.what.has_backward:
-            raise Refusal(f"{self.what.name} has no {direction}: a {self.what.role} is not differentiated")
+            raise Refusal(f"{self.what.name} has no {direction}: {with_article(self.what.role)} is not differentiated")
         if not self.has_gradient:
             raise Refusal(f"{self.what.name} has no {direction}: its output depends on its input by no gradient")
         with self.what.refusing("fails in its backward"):

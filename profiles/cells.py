@@ -13,7 +13,7 @@ from layers.catalog import Stone
 from profiles.behind import Behind
 from profiles.carriers import Carrier
 from profiles.chain import Conditions
-from profiles.errors import Refusal
+from profiles.errors import Refusal, with_article
 from profiles.target import Target
 from profiles.threads import using_threads
 
@@ -113,7 +113,9 @@ def cases(target: Target, conditions: Conditions | None) -> list[Case]:
     if isinstance(target, Stone):
         card = target.card
         if card.role != "layer":
-            raise Refusal(f"{target.name} is no layer but a {card.role}: it has no output that could be checked")
+            raise Refusal(
+                f"{target.name} is no layer but {with_article(card.role)}: it has no output that could be checked"
+            )
         if conditions is None:
             if not card.claims:
                 raise Refusal(f"{target.name} claims no invariances")

@@ -29,3 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "allocate memory" in first_line(error)
     )
+
+
+def with_article(noun: str) -> str:
+    """Return ``noun`` after its indefinite article, for a sentence."""
+    return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"

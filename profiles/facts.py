@@ -11,9 +11,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from layers import formula
-from layers.card import Card, Flops, Stat
 from profiles.errors import Refusal
+from profiles.stated import CONVENTION, SCHEMA, is_stated, stated
 from profiles.subject import Setup, Subject, check_environment
 
 if TYPE_CHECKING:
@@ -21,26 +20,20 @@ if TYPE_CHECKING:
 
     from profiles.flops import Count
 
-SCHEMA = "stones.inspect/1"
-CONVENTION = (
-    "add = sub = mul = div = cmp = root = 1, multiply-add = 2; normalizations two-pass: 7 per element, 2 per rstd"
-)
-UNSTATED = (
-    "the card states executed operations and saved bytes for float32, contiguous, CPU, 1 sample and 2 positions or "
-    "more, and the usual options"
-)
-NOMINAL = "decompositions nominal: eigenvectors 9n³, thin SVD 6mn² + 20n³, thin QR 4mn² − 4n³/3 (Golub & Van Loan)"
+MOST_OPERATIONS, MOST_ON_WEIGHT = 10**13, 10**12  # on the CPU: minutes; decompositions are slower than products
 Record = dict[str, Any]
 
 
 def inspect(subject: Subject, *, measure: bool = True, fvcore: bool = True) -> Record:
     """Return everything known about ``subject``; with ``measure`` false from the card's formulas alone, without torch.
 
-    Raises `Refusal` when the layer refuses the input and `Unavailable` when device or memory are missing.
+    Raises `Refusal` when the layer refuses the input or the CPU would need many minutes for it, and `Unavailable` when
+    device or memory are missing.
     """
-    record = _stated(subject)
+    record = stated(subject)
     if measure:
-        check_environment(subject.setup)
+        check_environment(subject)
+        _check_time(record, subject)
         _measure(record, subject, fvcore)
     _total(record)
     if subject.on_weight:
@@ -50,104 +43,15 @@ def inspect(subject: Subject, *, measure: bool = True, fvcore: bool = True) -> R
     return record
 
 
-def _stated(subject: Subject) -> Record:
-    """The record as far as the card tells it; the measured fields are None."""
-    card, setup = subject.card, subject.setup
-    return {
-        "schema": SCHEMA,
-        "technique": {
-            "name": subject.name,
-            "title": card.title if card else subject.name,
-            "kind": getattr(subject.target, "kind", "class"),
-            "role": subject.role,
-            "options": dict(subject.options),
-            "mode": "train" if setup.train else "eval",
-        },
-        "input": {
-            "shape": list(setup.shape),
-            "dtype": setup.dtype,
-            "device": setup.device,
-            "memory_format": setup.memory_format,
-            "elements": setup.elements,
-            "bytes": setup.elements * setup.itemsize,
-        },
-        "output": None,
-        "params": _params(card, subject),
-        "buffers": {"total": None, "bytes": None, "tensors": _tensors(card.buffers if card else (), subject)},
-        "state": _tensors(card.state if card else (), subject),
-        "stats": _tensors(card.statistics if card else (), subject),
-        "flops": _flops(card, subject),
-        "memory": _memory(card, subject),
-        "notes": [] if card is None or _is_stated(subject) else [UNSTATED],
-        "checks": [],
-        "measured": False,
-    }
-
-
-def _params(card: Card | None, subject: Subject) -> Record:
-    stated = {"formula": card.params, "card": int(formula.evaluate(card.params, subject.symbols))} if card else {}
-    return {"total": stated.get("card"), "trainable": None, "bytes": None, **stated, "tensors": []}
-
-
-def _tensors(stats: tuple[Stat, ...], subject: Subject) -> list[Record]:
-    """One row per statistic or buffer that exists under the setup: symbolic and concrete, not yet observed."""
-    rows = []
-    for stat in stats:
-        shape = stat.at(subject.symbols)
-        if shape is not None:
-            where = "×".join(formula.pretty(size) for size in stat.shape) or "scalar"
-            row = {"name": stat.name, "symbolic": stat.symbolic(), "formula": where, "card": list(shape)}
-            rows.append({**row, "shape": list(shape), "observed": None, "bytes": None, "help": stat.help})
-    return rows
-
-
-def _is_stated(subject: Subject) -> bool:
-    """Whether the card states executed operations and saved bytes for this setup and these options."""
-    setup, symbols = subject.setup, subject.symbols
-    usual = (setup.dtype, setup.memory_format, setup.device) == ("float32", "contiguous", "cpu")
-    if subject.card is None or not usual:
-        return False
-    if not subject.on_weight and (symbols["N"] == 0 or symbols["S"] < 2):
-        return False
-    return bool(formula.evaluate(subject.card.stated, symbols))
-
-
-def _flops(card: Card | None, subject: Subject) -> Record:
-    passes: Record = {}
-    for name in ("forward", "backward"):
-        stated = getattr(card.flops, name) if card else None
-        ours = (getattr(card.executed, name) or stated) if card and _is_stated(subject) else None
-        passes[name] = {
-            "total": None,
-            "formula": stated,
-            "card": _evaluate(stated, subject),
-            "executed_formula": ours,
-            "executed_card": _evaluate(ours, subject),
-            "executed": None,
-            "macs": None,
-            "status": "stated" if card else "unavailable",
-            "by_op": {},
-            "free": {},
-            "uncounted": {},
-        }
-    explained = card.explained if card else ""
-    convention = f"{CONVENTION}; {NOMINAL}" if subject.on_weight else CONVENTION
-    return {"convention": convention, **passes, "per_element": None, "fvcore": None, "explained": explained}
-
-
-def _memory(card: Card | None, subject: Subject) -> Record:
-    saved = card.saved if card and _is_stated(subject) else None
-    traffic = card.traffic if card else Flops("", "")
-    floor = {name: _evaluate(getattr(traffic, name) or None, subject) for name in ("forward", "backward")}
-    return {
-        "saved": {"formula": saved, "card": _evaluate(saved, subject), "measured": None, "holds_input": None},
-        "floor": {"formula": {"forward": traffic.forward, "backward": traffic.backward}, **floor},
-        "intensity": {"forward": None, "backward": None},
-    }
-
-
-def _evaluate(text: str | None, subject: Subject) -> int | None:
-    return None if text is None else max(0, int(formula.evaluate(text, subject.symbols)))
+def _check_time(record: Record, subject: Subject) -> None:
+    """Refuse what the CPU, which cannot be interrupted within an operation, would work on for many minutes."""
+    needed = sum(record["flops"][name]["card"] or 0 for name in ("forward", "backward"))
+    if subject.setup.device == "cpu" and needed > (MOST_ON_WEIGHT if subject.on_weight else MOST_OPERATIONS):
+        shape = "x".join(map(str, subject.setup.shape))
+        raise Refusal(
+            f"--input {shape}: {subject.name} would take {needed:.1e} operations; give smaller sizes, or --no-measure "
+            "for what the card says at once"
+        )
 
 
 def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
@@ -278,7 +182,7 @@ def _check(record: Record, subject: Subject) -> None:
     for where, rows in tensors:
         for row in rows:
             compare(f"{where}.{row['name']}.shape", row["card"], row["observed"])
-    if not _is_stated(subject):
+    if not is_stated(subject):
         return
     for name in ("forward", "backward") if subject.has_backward else ("forward",):
         row = record["flops"][name]

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from profiles.decompositions import NOMINAL
 from profiles.dispatch import Window
+from profiles.resampling import RESAMPLING
 
 Args = Sequence[Any]
 Formula = Callable[[Args, Mapping[str, Any], Any], int]
@@ -54,8 +55,10 @@ class Counting(Window):
 
 
 def _add(count: Count, func: Any, name: str, args: Args, kwargs: Mapping[str, Any], out: Any) -> None:
-    plain = name.removeprefix("_foreach_") if name.startswith("_foreach_") else name
+    plain = name.removeprefix("_foreach_")
     plain = plain.rstrip("_") if not plain.startswith("_") else plain
+    if out is None and name.startswith("_foreach_"):
+        out = args[0]  # in place: it returns nothing
     if plain in _FREE or _is_view(func) or _is_integer(out, args):
         count.free[name] += 1
     elif plain in _MACS:
@@ -90,11 +93,12 @@ def _per_output(operations: int) -> Formula:
     return lambda args, kwargs, out: operations * _elements(out)
 
 
-def _scaled(operations: int, scale: str) -> Formula:
-    """``operations`` per element, one more when the factor ``scale`` (alpha, value) is not 1."""
+def _scaled(operations: int, scale: str, position: int | None = None) -> Formula:
+    """``operations`` per element, one more when the factor ``scale``, for lists also at ``position``, is not 1."""
 
     def formula(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-        return int((operations + (kwargs.get(scale, 1) != 1)) * _elements(out))
+        factor = kwargs.get(scale, 1) if position is None or len(args) <= position else args[position]
+        return int((operations + (factor != 1)) * _elements(out))
 
     return formula
 
@@ -222,8 +226,8 @@ _FORMULAS: dict[str, Formula] = {
     "add": _scaled(1, "alpha"),
     "sub": _scaled(1, "alpha"),
     "rsub": _scaled(1, "alpha"),
-    "addcmul": _scaled(2, "value"),
-    "addcdiv": _scaled(2, "value"),
+    "addcmul": _scaled(2, "value", 3),
+    "addcdiv": _scaled(2, "value", 3),
     "lerp": _per_output(3),
     "clamp": _clamp,
     "clamp_min": _per_output(1),
@@ -247,6 +251,7 @@ _FORMULAS: dict[str, Formula] = {
     "sinc": _per_output(3),  # π x, its sine, the quotient
     "trace": lambda args, kwargs, out: min(args[0].shape) - 1,
     **NOMINAL,
+    **RESAMPLING,
     "avg_pool2d": _pooled,
     "avg_pool2d_backward": _pooled_backward,
     "norm": lambda args, kwargs, out: 2 * _elements(args[0]),

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layers import formula
 from layers.card import Card, OptionError, OptionValue
 from layers.catalog import Stone
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
-from profiles.target import Target, card_of
+from profiles.target import Target, card_of, is_optimizer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -173,6 +174,8 @@ def subject(target: Target, options: Mapping[str, OptionValue], setup: Setup) ->
     if isinstance(target, Stone):
         known = target.card.sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
         return Subject(target, target.card.check(known, options), setup)
+    if is_optimizer(target):
+        raise Refusal(f"{target.name} is an optimizer, not a layer; those that can be measured are in `stones list`")
     return Subject(target, target.check(setup.shape[1], options), setup)
 
 
@@ -209,13 +212,19 @@ def check_setup(setup: Setup, card: Card | None = None, name: str = "") -> None:
         raise Refusal(f"--memory-format channels_last needs 4 or 5 sizes, --input {shape} has {len(setup.shape)}")
 
 
-def check_environment(setup: Setup, tensors: int = 6) -> None:
-    """Raise `Unavailable` when the device is absent or ``tensors`` inputs do not fit the available memory."""
-    needed, available = setup.elements * max(4, setup.itemsize) * tensors, available_memory()
+def check_environment(what: Subject, tensors: int = 6) -> None:
+    """Raise `Unavailable` when the device is absent or ``tensors`` inputs do not fit the available memory.
+
+    Instead of two inputs count the bytes of input, parameters and output where the card says that they are more.
+    """
+    setup, available = what.setup, available_memory()
+    moved = int(formula.evaluate(what.card.traffic.forward, what.symbols)) if what.card is not None else 0
+    needed = max(setup.elements * max(4, setup.itemsize), moved // 2) * tensors
     if available is not None and needed > available:
         shape = "x".join(map(str, setup.shape))
         raise Unavailable(
-            f"--input {shape} needs about {needed / 2**30:,.1f} GiB to run, {available / 2**30:,.1f} GiB are available"
+            f"--input {shape}: {what.name} needs about {needed / 2**30:,.1f} GiB to run, "
+            f"{available / 2**30:,.1f} GiB are available; give smaller sizes"
         )
     if setup.device.startswith("cuda"):
         import torch

@@ -73,6 +73,12 @@ def card_of(target: Target) -> Card | None:
     return target.card if isinstance(target, Stone) else None
 
 
+def is_optimizer(target: Foreign) -> bool:
+    """Whether ``target`` is a class of optimizers, torch's or derived from it, without importing torch."""
+    bases = target.factory.__mro__ if isinstance(target.factory, type) else ()
+    return any((base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer") for base in bases)
+
+
 def resolve(name: str) -> Target:
     """Return what ``name`` means; raises `catalog.UnknownStone` or `Refusal` with what was looked for."""
     if ":" not in name:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from layers import formula
 from layers.card import OptionError
 from layers.catalog import Stone
-from profiles.errors import Refusal
+from layers.shared import CONVOLUTION
+from profiles.errors import Refusal, first_line
 from profiles.subject import Subject
 from profiles.target import Target
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from layers.weights import Weight
 
 SCHEMA = "stones.touched/1"
+OF_THE_MODEL = frozenset(option.name for option in CONVOLUTION)  # its layers have them
+SCALAR = 4  # bytes of state without axes, the count of steps: float32 whatever the parameter is, as in torch.optim
 Record = dict[str, Any]
 
 
@@ -33,9 +37,9 @@ def is_for_weights(what: Subject) -> bool:
 def inspect(what: Subject, model: Target) -> Record:
     """Return a record with one row per parameter of ``model`` (a factory), touched by the stone or with the reason.
 
-    A parameter that the options do not fit (``groups``) is not touched either. The groups of a convolution stand where
-    the stone has an option ``groups``. Raises `Refusal` for a model that cannot be built, and for a class or
-    a stone that is not for weights. Leaves torch's generator as it was.
+    A parameter that the options do not fit is not touched either. The sizes and groups of a convolution stand in place
+    of options of these names. Raises `Refusal` for a model that cannot be built or whose parameters cannot be read, and
+    for a class or a stone that is not for weights. Leaves torch's generator as it was.
     """
     import torch
 
@@ -48,7 +52,8 @@ def inspect(what: Subject, model: Target) -> Record:
         torch.manual_seed(what.setup.seed)
         made = built(model)
     excludes = _excludes(what.target)
-    rows = [_row(what, what.target, weight, excludes(weight)) for weight in weights(made)]
+    with _reading(model):
+        rows = [_row(what, what.target, weight, excludes(weight)) for weight in weights(made)]
     card = what.target.card
     return {
         "schema": SCHEMA,
@@ -57,7 +62,7 @@ def inspect(what: Subject, model: Target) -> Record:
             "title": card.title,
             "kind": what.target.kind,
             "role": card.role,
-            "options": dict(what.options),
+            "options": {name: value for name, value in what.options.items() if name not in OF_THE_MODEL},
         },
         "model": {"name": model.name, "modules": sum(1 for _ in made.modules())},
         "params": {
@@ -67,6 +72,15 @@ def inspect(what: Subject, model: Target) -> Record:
         "touched": _totals(rows),
         "ok": True,
     }
+
+
+@contextmanager
+def _reading(model: Target) -> Iterator[None]:
+    """Turn what parameters do that are none of the usual ones (sparse, scripted, lazy) into a `Refusal`."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
+        raise Refusal(f"--model {model.name}: its parameters cannot be read: {first_line(error)}") from error
 
 
 def _totals(rows: Sequence[Record]) -> Record:
@@ -135,7 +149,8 @@ def _costs(what: Subject, stone: Stone, weight: Weight, matrices: Sequence[int] 
     for stat in card.state:
         size = stat.at(symbols)
         if size is not None:
-            state.append({"name": stat.name, "shape": list(size), "bytes": math.prod(size) * itemsize})
+            kept = math.prod(size) * itemsize if stat.shape else SCALAR
+            state.append({"name": stat.name, "shape": list(size), "bytes": kept})
     return state, int(formula.evaluate(card.flops.forward, symbols))
 
 

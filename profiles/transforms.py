@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from layers.catalog import Stone
-from profiles.errors import Refusal, first_line
-from profiles.subject import Subject
+from profiles.errors import Refusal, first_line, is_out_of_memory
+from profiles.subject import Subject, check_environment
 from profiles.target import Foreign, Target
 
 if TYPE_CHECKING:
@@ -25,13 +25,16 @@ Record = dict[str, Any]
 def inspect(subject: Subject, model: Target | None = None) -> Record:
     """Apply the transform to a copy of ``model`` (None: the paper's ResNet-14) and return a record.
 
-    A transform that needs a batch gets a standard normal one of the setup's shape.
-    Raises `Refusal` for a model that cannot be built or that the transform refuses. Leaves torch's generator as it was.
+    A transform that needs a batch gets a standard normal one of the setup's shape and dtype.
+    Raises `Refusal` for a model that cannot be built or that the transform refuses, `Unavailable` for a batch that does
+    not fit the memory. Leaves torch's generator as it was.
     """
     import torch
 
     if not isinstance(subject.target, Stone):
         raise Refusal(f"{subject.name} is a class, not a transformation of a model")
+    if takes_batch(subject):
+        check_environment(subject)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.setup.seed)
         before = built(model)
@@ -85,11 +88,14 @@ def built(model: Target | None) -> nn.Module:
         raise Refusal(f"--model {model.name} is a technique; give pkg.mod:factory or file.py:factory")
     try:
         made = model.factory()
+        tensors = (*made.parameters(), *made.buffers()) if isinstance(made, nn.Module) else ()
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise Refusal(f"--model {model.name} cannot be built without arguments: {first_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise Refusal(f"--model {model.name} made a {type(made).__name__}, not a torch.nn.Module")
-    if any(tensor.is_meta for tensor in (*made.parameters(), *made.buffers())):
+    if any(tensor.is_meta for tensor in tensors):
         raise Refusal(f"--model {model.name} made parameters without values, on the meta device")
     return made
 

@@ -108,7 +108,10 @@ def option_value(option: Option) -> Callable[[Any], OptionValue | NoneValue]:
             value = spelling.read(option, text)
             return NONE if value is None else value
         except OptionError as error:
-            raise Refusal(str(error).removeprefix(f"{option.name}=")) from error
+            message = str(error).removeprefix(f"{option.name}=")
+            if option.axes and message.startswith("("):  # a tuple, which was written otherwise
+                message = repr(text) + message.partition(")")[2]
+            raise Refusal(message) from error
 
     return read
 

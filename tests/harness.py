@@ -8,13 +8,13 @@ all gradient bugs. Inputs have a mean and a spread of their own in every channel
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import references
-import references_weights
 import torch
 
 from layers import catalog, formula
@@ -59,6 +59,11 @@ class Case:
         return bool(formula.evaluate(self.stone.card.exact_gradient, self.full))
 
     @property
+    def derivable(self) -> bool:
+        """Whether the card says that the gradient may be derived again."""
+        return bool(formula.evaluate(self.stone.card.derivable, self.full))
+
+    @property
     def remembers(self) -> bool:
         """Whether the card says that the training output depends on stored statistics."""
         return bool(formula.evaluate(self.stone.card.remembers, self.full))
@@ -83,9 +88,8 @@ class Case:
         return ""
 
     def output(self, shape):
-        """The shape of the output for an input of ``shape``: the card derives it where it is not that of the input."""
-        values = self.symbols(shape)
-        return (shape[0], values["O"], values["HO"], values["WO"]) if self.convolves else tuple(shape)
+        """The shape of the output for an input of ``shape``, as the card says."""
+        return self.stone.card.output_shape(shape, self.full)
 
     @property
     def convolves(self) -> bool:
@@ -223,9 +227,10 @@ def reference(case, layer, x, learnt):
 
 
 def function(stone):
-    """The reference of ``stone`` in references.py or references_weights.py."""
+    """The reference of ``stone`` in references.py or one of its parts, such as references_weights.py."""
     name = stone.name.replace("-", "_")
-    places = [(module, spelt) for module in (references, references_weights) for spelt in (name, f"{name}_")]
+    parts = [importlib.import_module(path.stem) for path in sorted(Path(__file__).parent.glob("references*.py"))]
+    places = [(module, spelt) for module in parts for spelt in (name, f"{name}_")]
     return next((getattr(module, spelt) for module, spelt in places if hasattr(module, spelt)), None)
 
 

@@ -70,13 +70,43 @@ def test_the_state_of_an_optimizer_is_stated_and_measured():
         ("inspect weight-standardization --kernel-size 3x3x3", "is not an integer ≥ 1, or 2 of them"),
         ("bench svb --backward -i 8x8", "svb has no backward: a projection is not differentiated"),
         ("bench svb --vs svb:methd=svd -i 8x8", "svb has no option 'methd'; did you mean method?"),
+        ("bench svb --vs nosuch -i 8x8", "no stone is called 'nosuch'"),
         ("bench svb --vs bn -i 8x8", "svb works on a weight, bn on a layer's input"),
+        ("bench svb --vs svb:method=foo -i 8x8", "svb:method=foo beside svb: method='foo' is not one of"),
+        ("bench weight-norm --vs bn -i 2x8x9x9", "bn beside weight-norm: eps=0.0 is out of range"),
+        ("bench svb --vs torch.optim:SGD -i 8x8", "torch.optim:SGD is an optimizer: of these only the catalogue's"),
+        ("inspect torch.optim:Adam", "torch.optim:Adam is an optimizer, not a layer"),
+        ("bench orthogonal --both -i 8x8", "an initializer is not differentiated"),
+        ("check-invariance adam-g", "adam-g is no layer but an optimizer: it has no output that could be checked"),
+        ("check-gradients omd", "omd is no layer but a penalty: it has no output that could be checked"),
+        ("inspect svb -i 4000x4000", "svb would take 1.8e+12 operations; give smaller sizes, or --no-measure"),
+        ("inspect weight-norm --kernel-size 3x3x3", "'--kernel-size': '3x3x3' is not an integer ≥ 1, or 2 of them"),
+        ("inspect weight-norm --kernel-size 3x-1", "'--kernel-size': '3x-1' is out of range"),
+        ("inspect weight-norm --kernel-size 3x", "'--kernel-size': '3x' is not an integer"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(line, words):
     result = invoke(*line.split())
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+def test_options_that_take_more_memory_than_there_is_are_refused_before_anything_is_allocated():
+    result = invoke("inspect", "weight-norm", "--out-channels", 10**12)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "weight-norm needs about" in result.stderr
+    assert invoke("inspect", "weight-norm", "--out-channels", 10**12, "--no-measure").exit_code == 0
+
+
+def test_a_class_that_takes_what_the_peer_of_a_convolution_takes_is_built_like_it():
+    what = subject(catalog.stone("weight-norm"), {"kernel_size": (3, 5)}, Setup((2, 8, 9, 9)))
+    made = cases.reference(what, "torch.nn:ConvTranspose2d").build()
+    assert (made.in_channels, made.out_channels, made.kernel_size) == (8, 8, (3, 5))
+
+
+def test_a_stone_beside_another_is_refused_before_anything_is_built():
+    with pytest.raises(Refusal, match="has no option 'methd'"):
+        cases.case(subject(catalog.stone("svb"), {}, Setup((8, 8))), vs=["svb:methd=svd"])
 
 
 def test_inspect_of_an_optimizer_speaks_of_steps_and_has_no_backward():

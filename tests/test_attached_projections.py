@@ -11,6 +11,7 @@ from attaching import LAM, OPTIMIZERS, RATE, convolutions, network, step_on_noth
 from torch import distributed, multiprocessing, nn
 
 from layers.attached import Penalized, Projected
+from layers.card import OptionError
 from layers.regularize import bbn, omd, shifted_l2, svb
 
 
@@ -100,6 +101,17 @@ def test_what_the_optimizer_does_not_hold_is_skipped():
     assert handle.skipped == {"0.weight": "the optimizer does not hold it"}
 
 
+def test_what_the_optimizer_is_given_later_is_touched_from_then_on():
+    model = network()
+    optimizer = torch.optim.SGD([model[0].weight], lr=0.0)
+    handle = svb.attach(optimizer, model, factor=1.2)
+    optimizer.add_param_group({"params": [model[2].weight]})
+    assert handle.names == ("0.weight", "2.weight")
+    assert handle.skipped == {}
+    step_on_nothing(optimizer)
+    assert torch.linalg.svdvals(model[2].weight).max() < 1.2 + 1e-9
+
+
 def test_the_shifted_decay_is_attached_to_kernels_of_convolutions():
     model = convolutions()
     optimizer = torch.optim.SGD(shifted_l2.param_groups(model, weight_decay=0.1), lr=RATE)
@@ -139,6 +151,36 @@ def test_an_optimizer_with_something_attached_can_be_copied_and_pickled_without_
         copied.step()
         torch.testing.assert_close([p.detach() for p in copied.param_groups[0]["params"]], before, rtol=0, atol=0)
     assert handles[0].steps == handles[1].steps == 1
+
+
+def test_copied_with_its_optimizer_and_model_a_technique_is_attached_to_the_copies():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    handles = svb.attach(optimizer, model, factor=1.1, every=2), omd.attach(optimizer, model, lam=LAM)
+    train(model, optimizer, steps=1)
+    copied, stepper, others = copy.deepcopy((model, optimizer, handles))
+    assert others[0].names == handles[0].names
+    for found, expected in zip(train(copied, stepper), train(model, optimizer), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert [handle.steps for handle in others] == [4, 4]
+    others[1].remove()
+    train(copied, stepper, steps=1)
+    assert [handle.steps for handle in (*others, *handles)] == [5, 4, 4, 4]
+    assert copy.deepcopy((stepper, others[1]))[0]._optimizer_step_post_hooks == {}
+
+
+def test_kernels_that_are_complex_or_empty_are_passed_over_and_harmless(recwarn):
+    model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2, dtype=torch.complex64), nn.Linear(3, 0), nn.Linear(0, 3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    recwarn.clear()  # torch's, of empty tensors
+    for handle in (svb.attach(optimizer, model), omd.attach(optimizer, model, lam=LAM)):
+        assert handle.names == ("0.weight", "2.weight", "3.weight")
+        assert handle.skipped["1.weight"] == "torch.complex64: real floating-point weights alone"
+    step_on_nothing(optimizer)
+    assert torch.linalg.svdvals(model[0].weight).min() > 1 / 1.5 - 1e-6
+    layer = nn.Conv2d(4, 4, 3, dtype=torch.complex64)
+    with pytest.raises(OptionError, match=r"0\.weight: torch\.complex64, not real floating-point: keeps its ordinary"):
+        shifted_l2.attach(torch.optim.SGD(layer.parameters(), lr=RATE), nn.Sequential(layer))
 
 
 def work(rank, folder):

@@ -34,7 +34,8 @@ def candidates(card: Card, option: Option):
     found = [option.default, *(example.get(option.name, option.default) for example in card.examples)]
     found += [*option.choices, *((True, False) if option.type is bool else ()), *((None,) if option.optional else ())]
     if option.axes:
-        found += [1, 2, *(tuple(1 + (axis == first) for axis in range(option.axes)) for first in range(option.axes))]
+        found += [*([option.ge] if option.ge is not None else ()), 1, 2]
+        found += [*(tuple(1 + (axis == first) for axis in range(option.axes)) for first in range(option.axes))]
     elif option.type in (int, float):
         numbers = [1, *(value for value in found if value is not None)]
         found += [option.type(value * factor) for value in numbers for factor in (0.5, 2)]
@@ -111,12 +112,17 @@ def asks_for(stone, options, name):
     ],
 )
 def test_every_option_changes_something(stone, option: Option):
-    """For some example; or it is a switch that the forward asks for, which one process alone cannot show."""
+    """For some example; or it is a switch that the forward asks for, which one process alone cannot show.
+
+    Or one that decides what is refused, and refuses an example when it is turned.
+    """
     card = stone.card
     pairs = [(options, other) for options in card.examples for other in alternatives(card, option, options)]
     assert pairs
     if not any(differ(stone, *pair) for pair in pairs):
         assert option.type is bool
+        if not all(admits(card, {**e, option.name: not e.get(option.name, option.default)}) for e in card.examples):
+            return
         assert any(asks_for(stone, options, option.name) for pair in pairs for options in pair)
 
 

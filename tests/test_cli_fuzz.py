@@ -22,6 +22,8 @@ HOSTILE = [
     "/dev/null", "=", ",",
 ]  # fmt: skip
 SHAPES = ["4x12x3x5", "2x12x4x4", "4,12,3", "3x12x2x2x2", "3x12x3x1", "2×64×2×2"]
+WEIGHTS = ["12x5", "8x4x3x3", "3x12", "4x2x1x1", "6x1"]
+MODELS = ["layers.resnet:cifar_resnet"]
 BAD_SHAPES = ["0x12x2x2", "1x12x1x1", "2x12", "10000000x12x1000x1000", "8", "x", "8x0x2"]
 
 
@@ -34,7 +36,16 @@ def value_of(option, draw):
     """A value that ``option`` admits, mostly."""
     words = {int: ["1", "2", "3", "4", "12"], float: ["0.1", "1e-3", "0.5", "1"], str: ["text"], bool: ["true"]}
     good = [*(option.choices or words[option.type]), *(["none"] if option.optional else [])]
+    if option.axes:
+        return mostly(draw, [*good, "3x1", "1,2", "2×2"], ["3x", "x", "3x3x3", "3x-1", "0x1", f"1x{10**12}", *HOSTILE])
     return mostly(draw, good)
+
+
+def shape_of(stone, draw):
+    """The shape of an input, or of a weight where the stone works on weights; a transformation has its own."""
+    if stone.card.role == "transform":
+        return []
+    return ["-i", mostly(draw, WEIGHTS if stone.card.works_on_weights else SHAPES, BAD_SHAPES)]
 
 
 def options_of(stone, draw):
@@ -69,7 +80,7 @@ def command_line(draw):
     """One command line."""
     stone = draw.choice(list(catalog.stones().values()))
     name = mostly(draw, [stone.name, stone.name, stone.name.upper()], [stone.name[:-1], *HOSTILE])
-    shape = ["-i", mostly(draw, SHAPES, BAD_SHAPES)] if stone.card.role == "layer" else []
+    shape = shape_of(stone, draw)
     kind = draw.random()
     if kind < 0.15:
         words = ["list", *draw.choice([[], ["norm"], ["--kind", mostly(draw, ["norm"])], [draw.choice(HOSTILE)]])]
@@ -79,8 +90,13 @@ def command_line(draw):
         words = ["inspect", name, "--no-measure", *shape, *options_of(stone, draw), *shared(draw)]
     elif kind < 0.8:
         words = ["inspect", name, *shape, *options_of(stone, draw), *shared(draw)]
-    elif kind < 0.85:
+    elif kind < 0.83:
         words = ["check-invariance", name, "--property", "x-scale", "--carrier", mostly(draw, ["linear", "conv"])]
+    elif kind < 0.85:
+        words = ["check-gradients", name, "--property", mostly(draw, ["orthogonal", "zero-mean"]), "--carrier"]
+        words += [mostly(draw, ["linear"]), *options_of(stone, draw)]
+    elif kind < 0.86:
+        words = ["inspect", name, "--model", mostly(draw, MODELS), *options_of(stone, draw)]
     elif kind < 0.9:
         words = ["bench", name, *shape, "--rounds", mostly(draw, ["5"]), "--budget", "0.001", *options_of(stone, draw)]
     else:

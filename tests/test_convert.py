@@ -101,7 +101,7 @@ REFUSED = [
     ("scaled-ws", {"gamma": 1.5, "activation": "relu"}, "0: gamma=1.5 and activation=relu contradict"),
     ("gn", {"groups": 3}, "1: groups=3 does not divide 8 channels"),
     ("gn", {"groops": 3}, "did you mean groups"),
-    ("pono", {"only": "0"}, "only: '0' has no layer for pono"),
+    ("pono", {"only": "0"}, "only: '0' has no batch normalization for pono"),
 ]
 
 
@@ -116,7 +116,7 @@ def test_what_is_refused_is_refused_in_words_before_anything_is_changed(name, op
 
 
 def test_a_model_without_such_a_layer_is_refused():
-    with pytest.raises(OptionError, match="Sequential has no layer for gn"):
+    with pytest.raises(OptionError, match="Sequential has no batch normalization for gn"):
         convert(nn.Sequential(nn.ReLU()), "gn")
     with pytest.raises(OptionError, match=r"Linear has no layer for cen-conv \(Linear: not the weight of a convol"):
         convert(nn.Linear(3, 4), "cen-conv")
@@ -170,6 +170,14 @@ def test_bn_becomes_a_stone_with_its_options_statistics_and_mode():
     assert torch.equal(model[1].weight, γ)
     assert (model[1].eps, model[1].training, model[1].weight.requires_grad) == (1e-4, False, False)
     assert model[1].weight.dtype == torch.float64
+
+
+def test_what_a_bn_has_by_default_is_the_default_of_the_stone():
+    for name, defaults in (("batch-renorm", (1e-3, 0.01)), ("in", (1e-5, 0.1))):
+        model = convert(nn.Sequential(nn.BatchNorm2d(8)), name)
+        assert (model[0].eps, model[0].momentum, model[0].affine) == (*defaults, True), name
+    assert list(dict(model.named_buffers())) == []
+    assert convert(nn.Sequential(nn.BatchNorm2d(8, track_running_stats=False)), "bn")[0].running_mean is None
 
 
 def test_a_bn_without_γ_and_β_and_every_norm_that_takes_its_place():

@@ -36,6 +36,7 @@ def reasons(layers="all"):
             "spectral": of_torch.spectral_norm(nn.Linear(4, 6)),
             "standardized": WSConv2d(4, 6, 2),
             "lazy": nn.LazyLinear(3),
+            "complex": nn.Linear(3, 3, dtype=torch.complex64),
             "attention": nn.MultiheadAttention(4, 2),
             "frozen": frozen,
             "norm": nn.BatchNorm2d(4),
@@ -53,6 +54,7 @@ def test_each_layer_that_is_not_taken_has_a_reason():
     assert "parametrized" in said["spectral"]
     assert "WSConv2d" in said["standardized"]
     assert "lazy" in said["lazy"]
+    assert said["complex"] == "torch.complex64: real floating-point weights alone"
     assert "attention" in said["attention.out_proj"]
     assert "frozen" in said["frozen"]
     assert "norm" not in said
@@ -75,6 +77,12 @@ def test_a_frozen_layer_is_left_alone():
 
 
 # What it refuses: with everything as it was.
+
+
+def test_a_model_with_a_lazy_layer_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(8, 8), nn.LazyBatchNorm2d())
+    with pytest.raises(OptionError, match=r"1\.weight is lazy, it has no shape yet: run a batch"):
+        data_dependent(model, images())
 
 
 class Fails(nn.Module):

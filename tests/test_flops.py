@@ -151,3 +151,33 @@ def test_decompositions_count_nominally_and_each_matrix_of_a_batch(decompose, sh
     with Counting() as counting:
         decompose(matrix)
     assert (counting.count.flops, counting.count.status) == (flops, "complete")
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adamax", "NAdam"])
+def test_a_step_over_lists_of_tensors_counts_what_the_loop_over_them_does(kind):
+    def step(foreach):
+        parameters = [nn.Parameter(torch.ones(10)) for _ in range(3)]
+        made = getattr(torch.optim, kind)(parameters, lr=0.1, weight_decay=0.01, foreach=foreach)
+        for parameter in parameters:
+            parameter.grad = torch.ones(10)
+        made.step()
+        return counted(made.step)
+
+    assert step(True).flops == step(False).flops > 0
+
+
+def test_an_operation_in_place_on_a_list_counts_its_first_argument():
+    tensors = [torch.ones(3, 4), torch.ones(5)]
+    assert counted(torch._foreach_mul_, tensors, tensors).flops == 17
+    assert counted(torch._foreach_add_, tensors, tensors).by_op == {"_foreach_add_": 17}
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_plain_groups_of_a_grassmannian_optimizer_are_counted_in_both_ways(foreach):
+    from layers.optim.sgd_g import SGDG
+
+    parameter = nn.Parameter(torch.ones(10))
+    made = SGDG([parameter], manifold=False, momentum=0.9, foreach=foreach)
+    parameter.grad = torch.ones(10)
+    made.step()
+    assert counted(made.step).flops == 60  # (m ← βm + g: 2), (g + βm: 2), (p − ηd: 2) for each of 10

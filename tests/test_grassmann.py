@@ -257,12 +257,14 @@ def test_tiny_and_huge_gradients_leave_a_filter_finite(size):
 
 
 @OPTIMIZERS
-def test_more_weights_than_are_worth_joining_are_stepped_in_parts(optimizer, monkeypatch):
-    found = []
+def test_more_bytes_than_are_worth_joining_are_stepped_in_parts(optimizer, monkeypatch):
+    found, advance, steps = [], optimizer._advance, []
+    monkeypatch.setattr(optimizer, "_advance", lambda *given: steps.append(len(given[2])) or advance(*given))
     for most in (0, 24, 50, 1000):
-        monkeypatch.setitem(grassmann_optimizer.JOINED, "cpu", most)
+        monkeypatch.setitem(grassmann_optimizer.JOINED, "cpu", most * 8)
         params = [leaf(4, 6, seed=seed) for seed in range(5)]
         found.append(torch.stack(run(optimizer(params), params)))
+    assert len(steps) == 3 * (5 + 5 + 3 + 1)
     for other in found[1:]:
         assert_near(other, found[0], 1e-14)
 

@@ -26,6 +26,16 @@ def test_a_modulated_model_gives_the_same_outputs_and_state():
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_where_no_error_comes_back_nothing_is_copied():
+    model, seen = network(), []
+    modulate(model)
+    model[0].register_forward_hook(lambda layer, inputs, output: seen.append(output), prepend=True)
+    model[0].register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(images())
+    assert seen[0] is seen[1]
+
+
 def test_removed_it_is_the_model_that_it_was():
     model = network()
     plain, gradients = watched(model)
@@ -152,7 +162,7 @@ def test_counting_continues_from_a_saved_state():
     resumed.load_state_dict(handle.state_dict())
     assert resumed.steps == handle.steps == 2
     for state in ({}, {"steps": -1}, {"steps": 1.5}, {"steps": 1, "more": 2}):
-        with pytest.raises(OptionError, match="is no state of a modulation"):
+        with pytest.raises(OptionError, match="is no state of an attached technique"):
             resumed.load_state_dict(state)
 
 

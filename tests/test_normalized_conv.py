@@ -234,6 +234,7 @@ def test_gradients_go_through_autocast():
     x = data(2, 6, 5, 5, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         y = module(x)
+        assert {kind(6, 6, 3).double()(x.double()).dtype for kind in (NormalizedConv2d, nn.Conv2d)} == {torch.float64}
     assert y.dtype == torch.bfloat16
     assert_near(y.float(), module(x), 0.03)
     y.float().sum().backward()

@@ -8,12 +8,17 @@ import pytest
 import torch
 from stepping import Case, assert_equal, cases, gradient, normal, run, twins, weights
 
+from layers.card import OptionError
+from layers.optim.adam_g import AdamG
+from layers.optim.sgd_g import SGDG
+
 LAYOUTS = {
     "contiguous": lambda x: x.contiguous(),
     "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
     "sliced": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
     "swapped": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "reversed": lambda x: x.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
 }
 
 
@@ -139,12 +144,13 @@ def test_gradients_are_not_written_and_parameters_keep_their_storage(case: Case)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(6, 4, 3, 2), (6, 1, 3, 2)])
 @pytest.mark.parametrize("case", cases())
-def test_the_layout_in_memory_is_kept_and_does_not_matter(case: Case, layout):
-    wanted = weights(shapes=((6, 4, 3, 2),))
+def test_the_layout_in_memory_is_kept_and_does_not_matter(case: Case, shape, layout):
+    wanted = weights(shapes=(shape,))
     expected = run(case.make(wanted), wanted)
     for other in LAYOUTS.values():
-        (plain,) = weights(shapes=((6, 4, 3, 2),))
+        (plain,) = weights(shapes=(shape,))
         parameter = LAYOUTS[layout](plain.detach()).requires_grad_()
         strides, optimizer = parameter.stride(), case.make([parameter])
         for step in range(3):
@@ -195,6 +201,16 @@ def test_a_compiled_step_is_the_same_step(case: Case):
             p.grad, q.grad = gradient(p, i, number), gradient(q, i, number)
         eager.step(), step()
     assert_equal(other, params, 1e-12)
+
+
+@pytest.mark.parametrize(("saved_by", "loaded_by"), [(torch.optim.RMSprop, SGDG), (SGDG, AdamG), (AdamG, SGDG)])
+def test_the_state_of_another_optimizer_is_refused_in_words(saved_by, loaded_by):
+    params = weights()
+    foreign, optimizer = saved_by(params), loaded_by(params)
+    run(foreign, params, 1)
+    optimizer.load_state_dict(foreign.state_dict())
+    with pytest.raises(OptionError, match=r"the state of a parameter has no .*_buffer: it is of another optimizer"):
+        run(optimizer, params, 1)
 
 
 @pytest.mark.parametrize("case", cases(1))

@@ -236,3 +236,26 @@ def test_no_mutant_is_refused_in_any_other_way(tmp_path, path):
             assert loaded(tmp_path, yaml.safe_dump(tree)).cases
         except ProfileError as error:
             assert str(error).startswith("p.yaml:")  # noqa: PT017
+
+
+def convolution(options):
+    return f"{HEAD}defaults: {{input: 2x8x9x9}}\nstones:\n  - {{stone: weight-norm, options: {{{options}}}}}\n"
+
+
+@pytest.mark.parametrize("spelt", ["[3, 5]", "[3,5]"])
+def test_an_option_may_be_a_list_of_one_number_per_axis(tmp_path, spelt):
+    (case,) = loaded(tmp_path, convolution(f"kernel_size: {spelt}, padding: 1")).cases
+    assert (case.subject.options["kernel_size"], case.subject.options["padding"]) == ((3, 5), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "spelt", ["[]", "[3]", "[3, 5, 7]", "[3, x]", "[3, [5]]", "[3, 1.5]", "[3, true]", "[0, 3]", "{a: 1}", "'3x'"]
+)
+def test_a_list_that_is_no_value_of_the_option_is_refused_where_it_stands(tmp_path, spelt):
+    message = refusal(tmp_path, convolution(f"kernel-size: {spelt}"))
+    assert message.startswith("p.yaml:4:")
+    assert "kernel_size" in message
+
+
+def test_an_option_that_takes_one_number_takes_no_list(tmp_path):
+    assert "groups" in refusal(tmp_path, convolution("groups: [1, 2]"))

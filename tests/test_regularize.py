@@ -123,6 +123,25 @@ def test_a_weight_of_one_axis_is_refused(function):
         function(randn(6))
 
 
+@pytest.mark.parametrize("function", [shifted_l2, shifted_l2_gradient, omd, omd_gradient, svb])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_a_weight_that_is_not_real_and_floating_is_refused(function, dtype):
+    with pytest.raises(OptionError, match=f"needs a real floating-point weight, not {dtype}"):
+        function(torch.ones(6, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0, 2, 3, 3), (4, 0, 3)])
+def test_an_empty_weight_stays_empty_and_costs_nothing_but_what_its_shape_costs(shape):
+    weight = torch.empty(shape)
+    assert omd_gradient(weight).shape == omd_gradient(weight, transposed=True).shape == svb(weight).shape == shape
+    assert omd(weight, lam=2.0) == shape[0]  # no filter is as long as 1
+    norm = {"statistic": "norm"}
+    assert shifted_l2_gradient(weight, **norm).shape == shape
+    if not shape[0]:
+        assert shifted_l2(weight, **norm) == 0
+        assert shifted_l2_gradient(weight).shape == shape
+
+
 # The shifted decay.
 
 

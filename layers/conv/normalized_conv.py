@@ -98,6 +98,7 @@ card = Card(
     saved="4*kept + (4*Q*O + 8*Q*groups + 4*N*groups if scale else 4*O*I if center else 0)",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
+    output=("N", "O", "HO", "WO"),
     claims=(
         Claim(
             holds=(
@@ -211,7 +212,7 @@ class NormalizedConv2d(Convolution):
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
+            x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))  # as torch.nn.Conv2d
         recipe = Recipe(self.kernel_size, self.stride, padding, self.dilation, self.groups, self.center, self.eps)
         y, mean, var = normalized_convolution(x, weight, self.bias, recipe)
         observe(mean=mean, var=var)

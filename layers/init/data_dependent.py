@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
@@ -108,9 +109,9 @@ def data_dependent(
     Where torch.distributed is initialized, moments are those over the batches of all ranks of ``group`` (None: all),
     so that equal parameters stay equal; every rank must call it, and run the same layers.
     Raises OptionError, with every parameter and buffer as before, for refused options; for a model without layers to
-    take, on the meta device, or over several ranks with an uninitialized ActNorm; for a batch without tensors, or not
-    finite; naming layer and channel, for less than 2 values, σ = 0, moments or parameters that overflow; for a layer
-    that the batch does not reach. What the model raises passes through in the same way.
+    take, with lazy ones, on the meta device, or over several ranks with an uninitialized ActNorm; for a batch without
+    tensors, or not finite; naming layer and channel, for less than 2 values, σ = 0, moments or parameters that
+    overflow; for a layer that the batch does not reach. What the model raises passes through in the same way.
     """
     card.check({}, {"scale": scale, "eps": eps, "layers": layers})
     reasons = chosen(model, layers)
@@ -146,6 +147,8 @@ def chosen(model: nn.Module, layers: str = "all") -> dict[str, str]:
 
 
 def _refuse_model(model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    if lazy := [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]:
+        raise OptionError(f"{lazy[0]} is lazy, it has no shape yet: run a batch through the model before")
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise OptionError(f"this {type(model).__name__} is on the meta device: it has no values to scale")
     if not spans_ranks(group):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.attached import not_a_kernel
-from layers.card import Card, Flops, Identity, Option, OptionError, Paper, Rule
+from layers.card import Card, Flops, Identity, Option, Paper, Rule
 from layers.weight_functions import check, widened
 from layers.weights import Weight, as_matrices, from_matrices
 
@@ -94,8 +94,6 @@ def orthogonal_(
     Raises OptionError, before anything is drawn, for refused options, groups that do not divide the channels, less than
     2 axes, and a tensor that is not real floating-point.
     """
-    if not tensor.is_floating_point():
-        raise OptionError(f"orthogonal_ needs a real floating-point tensor, not {tensor.dtype}")
     check(card, tensor, {"gain": gain, "groups": groups})
     if tensor.is_meta or not tensor.numel():
         return tensor

@@ -131,6 +131,7 @@ class AdamG(GrassmannOptimizer):
     """
 
     card = card
+    buffers = ("m_buffer", "v_buffer")
 
     def __init__(
         self,

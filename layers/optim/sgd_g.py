@@ -79,8 +79,8 @@ card = Card(
         " if manifold else (2 + (4 if momentum else 0) + (2 if weight_decay else 0) + maximize)*E",
         "0",
     ),
-    explained="Of the penalty only what is not along a row is added, by the matrix product itself; ‖h‖ is taken without "
-    "clipping too; clipping and η are one factor per row.",
+    explained="Of the penalty only what is not along a row is added, by the matrix product itself; ‖h‖ is taken "
+    "without clipping too; clipping and η are one factor per row.",
     stated="manifold or not foreach",
     traffic=Flops("5*E*B", "0"),
     identities=(
@@ -109,6 +109,7 @@ class SGDG(GrassmannOptimizer):
     """
 
     card = card
+    buffers = ("momentum_buffer",)
 
     def __init__(
         self,

@@ -84,7 +84,8 @@ def omd(weight: Tensor, lam: float = 1e-4, groups: int = 1, *, transposed: bool 
     """Return R () of ``weight`` (O, C/groups, …), of a ``transposed`` convolution (C, O/groups, …); differentiable.
 
     In the dtype of ``weight``, computed in float32 or wider under autocast too. Add it to the loss, or see `attach`.
-    Raises OptionError for refused options, groups that do not divide the channels, and less than 2 axes.
+    Raises OptionError for refused options, groups that do not divide the channels, and a weight that is not real
+    floating-point or has less than 2 axes.
     """
     rows = _matrices(weight, lam, groups, transposed)
     outputs, inputs = rows.shape[1:]

@@ -152,7 +152,7 @@ def shifted_l2_gradient(weight: Tensor, lam: float = 1e-4, eps: float = 1e-3, st
 def _rows(weight: Tensor, lam: float, eps: float, statistic: str) -> Tensor:
     """Check the options and return the filters as rows (O, I), in float32 or wider."""
     check(card, weight, {"lam": lam, "eps": eps, "statistic": statistic})
-    return widened(weight).reshape(weight.shape[0], -1)
+    return widened(weight).reshape(weight.shape[0], weight.shape[1:].numel())
 
 
 def _refuse_dead(size: Tensor, weight: Tensor, statistic: str, name: str = "shifted-l2") -> None:
@@ -170,6 +170,8 @@ def excludes(weight: Weight) -> str:
     if weight.kind != "conv":
         names = {"norm": "γ of a normalization", "bias": "a bias", "linear": "a linear layer", "other": "no kernel"}
         found = names.get(weight.kind, "a transposed convolution")
+    elif not weight.parameter.is_floating_point():
+        found = f"{weight.parameter.dtype}, not real floating-point"
     elif weight.parameter.dim() != 4:
         found = f"a kernel of {weight.parameter.dim()} axes, not 4"
     elif weight.parameter.shape[1] == 1:

@@ -9,7 +9,7 @@ orthonormal factor of W. Biases are left alone.
 Two ways (``method``). svd: the thin singular value decomposition. gram: with W no higher than wide, by the eigenvectors
 of the smaller Gram matrix, W Wᵀ = Q S² Qᵀ and W' = Q (S'/S) Qᵀ W, several times as fast; but squaring costs digits: a
 singular value comes out with a relative error of about the machine's precision × (s_max/s_min)². auto takes gram where
-s_min/s_max is at least 1/32 in float32 and 1/1000 in float64 (errors up to 1e-4 and 3e-11), else svd.
+s_min/s_max is at least 1/32 in float32 and 1/1000 in float64 (errors below 3e-4 and 2e-10), else svd.
 
 The authors project after each epoch, and every 391 steps (an epoch of CIFAR-10) where at least 100 steps of the epoch
 remain, but never in the last epoch: ``attach(…, every=391)`` and ``handle.apply()`` at the end of an epoch.
@@ -116,10 +116,12 @@ def svb(
     A new tensor without graph, in the dtype of ``weight``; half precision is computed in float32. auto waits for a
     device, and takes svd in torch.compile and for tensors without values. gram is wrong where W is far from well
     conditioned (rank-deficient at worst).
-    Raises OptionError for refused options, groups that do not divide the channels, less than 2 axes, and for values
-    that are not finite (where LAPACK tells).
+    Raises OptionError for refused options, groups that do not divide the channels, a weight that is not real
+    floating-point or has less than 2 axes, and for values that are not finite (where LAPACK tells).
     """
     check(card, weight, {"factor": factor, "groups": groups, "method": method})
+    if not weight.numel():
+        return weight.detach().clone()
     matrices = as_matrices(widened(weight), groups, transposed=transposed)
     flat = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     try:

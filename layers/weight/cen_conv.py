@@ -61,6 +61,7 @@ card = Card(
     saved="4*O*I + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
+    output=("N", "O", "HO", "WO"),
     claims=(
         Claim(
             holds=("w-recenter-scalar", "w-vec-recenter", "x-recenter-scalar@linear,conv"),

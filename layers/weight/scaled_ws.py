@@ -110,6 +110,7 @@ card = Card(
     saved="4*O*I + 20*O + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
+    output=("N", "O", "HO", "WO"),
     peer=CONVOLUTION_PEER,
     claims=(
         Claim(

@@ -81,7 +81,7 @@ card = Card(
         Stat("length", (), "scalar", given="norm == 'tensor'", help="max(‖v‖, ε)"),
     ),
     params="O*I + (O if norm == 'output' else 1) + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0) + 3*O*I", "4*Q*O*I + (Q*O - O if bias else 0) + 5*O*I"),
+    flops=Flops("2*Q*O*I + (Q*O if bias else 0) + 3*O*I + T", "4*Q*O*I + (Q*O - O if bias else 0) + 5*O*I"),
     executed=Flops(
         "2*Q*O*I + (Q*O if bias else 0) + 7*O*I + (15 + bounded)*T",
         "4*Q*O*I + (Q*O - O if bias else 0) + 7*O*I + (20 + bounded)*T + unpad",
@@ -91,6 +91,7 @@ card = Card(
     stated="O*I > T",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
+    output=("N", "O", "HO", "WO"),
     claims=(
         Claim(
             holds=("w-scale", "w-vec-scale", "w-scale-group"),

@@ -82,6 +82,7 @@ card = Card(
     saved="4*O*I + (16 + 4*outside)*O + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
+    output=("N", "O", "HO", "WO"),
     claims=(
         Claim(
             holds=(

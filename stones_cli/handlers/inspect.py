@@ -96,18 +96,25 @@ def _transforms(chosen: Subject) -> bool:
 
 
 def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, measure: bool) -> None:
-    from profiles.touched import is_for_weights
+    from profiles.touched import OF_THE_MODEL, is_for_weights
     from profiles.transforms import takes_batch
 
     unfit = was_given(context, _OF_LAYERS)
     shape = was_given(context, ("shape",))
-    if _transforms(chosen) and (unfit or (shape and not takes_batch(chosen))):
-        raise Refusal(f"{unfit or shape} is for layers; {chosen.name} transforms a model, which --model names")
+    if _transforms(chosen):
+        of_data = ("dtype",) if takes_batch(chosen) else ()
+        unfit = was_given(context, tuple(name for name in _OF_LAYERS if name not in of_data))
+        if unfit or (shape and not takes_batch(chosen)):
+            raise Refusal(f"{unfit or shape} is for layers; {chosen.name} transforms a model, which --model names")
+    if model is not None and ":" not in model:
+        raise Refusal(f"--model {model!r} is no factory; give pkg.mod:factory or file.py:factory")
     if model is not None and not _transforms(chosen):
         if not is_for_weights(chosen):
             raise Refusal(f"--model is for techniques that transform a model or its weights; {chosen.name} is a layer")
         if unfit or shape:
             raise Refusal(f"{unfit or shape} has no meaning beside --model, whose parameters have their own shapes")
+        if own := sorted(OF_THE_MODEL & given(context).keys()):
+            raise Refusal(f"--{own[0].replace('_', '-')} has no meaning beside --model, whose layers have their own")
     if chosen.card is None and not measure:
         raise Refusal(f"--no-measure shows what a card says; {chosen.name} is a class and has none")
 

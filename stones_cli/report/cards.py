@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from layers.card import SAME, Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.card import SAME, Card, Claim, Flops, Identity, Option, Paper, Peer, Stat
 from layers.catalog import Stone
 from layers.formula import pretty
+from stones_cli.report.inspection import CALLS
 from stones_cli.report.tables import Prose, Report, Table, table, value_text
 
 WEIGHT_SYMBOLS = (
@@ -127,8 +128,6 @@ _ROLES = {
     "initializer": "It is an initializer: it fills a weight in place, before training.",
     "optimizer": "It is an optimizer: it makes the step itself, for each parameter.",
 }
-# What one pass is called where there is no backward.
-_CALLS = {"projection": "per call", "initializer": "per call", "optimizer": "per step"}
 
 
 def _behaviour(card: Card) -> str:
@@ -152,8 +151,17 @@ def _behaviour(card: Card) -> str:
         "",
         card.remembers,
     )
-    sentences = (f"{couples[card.couples]}; {modes}", gradient, memory)
+    ranks = "" if len(card.ranks) > 1 else f"It takes inputs of {card.ranks[0]} sizes"
+    sentences = (ranks, f"{couples[card.couples]}; {modes}", gradient, memory, _beside(card.peer))
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
+
+
+def _beside(peer: Peer | None) -> str:
+    if peer is None:
+        return ""
+    name = peer.target.format(d="N")
+    what = "computes the same" if peer.same else "is a yardstick and computes other outputs"
+    return f"`stones bench` puts {name} beside it, which {_by_formula(what, what, peer.given)}"
 
 
 def _by_formula(when: str, otherwise: str, condition: str) -> str:
@@ -174,7 +182,7 @@ def _condition(stat: Stat) -> str:
 
 
 def _formulas(card: Card) -> list[tuple[str, str]]:
-    executed, call = _executed(card), _CALLS.get(card.role)
+    executed, call = _executed(card), CALLS.get(card.role)
     passes = [("forward", "forward" if call is None else call), *([("backward", "backward")] if call is None else ())]
     rows = [("parameters", "" if card.works_on_weights else card.params)]
     rows += [(f"FLOPs {words}", getattr(card.flops, name)) for name, words in passes]

@@ -10,6 +10,8 @@ from stones_cli.expect import Outcome
 from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
 
 Record = Mapping[str, Any]
+# What one pass is called where there is no backward, by role.
+CALLS = {"projection": "per call", "initializer": "per call", "optimizer": "per step"}
 
 
 def inspection(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
@@ -70,9 +72,8 @@ def _heading(record: Record) -> Iterator[str]:
 
 def _passes(record: Record) -> list[tuple[str, str]]:
     """Return the passes that there are, by name and in the words of the role."""
-    words = {"optimizer": "per step", "projection": "per call", "initializer": "per call"}
     role = record["technique"]["role"]
-    return [("forward", words[role])] if role in words else [("forward", "forward"), ("backward", "backward")]
+    return [("forward", CALLS[role])] if role in CALLS else [("forward", "forward"), ("backward", "backward")]
 
 
 _OPERATION_COLUMNS = ("", "definition", "card", "executed", "fvcore", "verdict")

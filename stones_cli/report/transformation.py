@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stones_cli.expect import Outcome
-from stones_cli.report.inspection import expected, judged
+from stones_cli.report.inspection import CALLS, expected, judged
 from stones_cli.report.tables import Prose, Report, Table, table, value_text
 
 Record = Mapping[str, Any]
@@ -25,7 +26,8 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
         (
             f"{technique['name']}: {technique['title']}",
             options or "no options",
-            f"applied to {model['name']} of {model['modules']} modules",
+            f"applied to {model['name']} of {model['modules']} modules"
+            + (f", batch {value_text(record['batch'])}" if record["batch"] else ""),
         ),
     )
     total = params["total"]
@@ -59,30 +61,64 @@ def _row(tensor: Record) -> tuple[Any, ...]:
 
 
 def touched(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
-    """Return the report of one record of `profiles.touched.inspect` and of the expectations about it."""
-    technique, model, total = record["technique"], record["model"], record["touched"]
+    """Return the report of one record of `profiles.touched.inspect` and of the expectations about it.
+
+    CSV has every column; so has a terminal that is wide enough.
+    """
+    technique, model = record["technique"], record["model"]
     options = ", ".join(f"{name}={value_text(value)}" for name, value in technique["options"].items())
     heading = (
         f"{technique['name']}: {technique['title']}",
         options or "no options",
         f"for the parameters of {model['name']} of {model['modules']} modules",
     )
-    share = None if total["share"] is None else f"{total['share']:.2%}"
-    sums = [
-        ("parameters touched", total["parameters"], ""),
-        ("elements touched", total["elements"], share),
-        ("state", total["state_bytes"], "byte"),
-        ("FLOPs per step", total["flops"], ""),
-    ]
-    columns = ("name", "module", "kind", "shape", "matrices", "touched", "state", "state bytes", "FLOPs per step")
-    rows = table("Each parameter", columns, map(_touched, record["params"]["tensors"]))
+    flops = f"FLOPs {CALLS.get(technique['role'], 'forward')}"
+    params = [_touched(row) for row in record["params"]["tensors"]]
+    columns = ("name", "module", "kind", "shape", "matrices", "touched", "state", "state bytes", flops)
+    rows = replace(table("Each parameter", columns, params), narrow=_narrow(record, columns))
     parts: tuple[Table | Prose, ...] = (
         Prose("", heading),
-        table("In all", ("", "", " "), sums),
+        table("In all", ("touched", "number", "share", "unit"), _sums(record["touched"], flops)),
         rows,
+        Prose("", tuple(_legend(record))),
         *expected(outcomes),
     )
     return Report({**record, "expectations": judged(outcomes)}, parts, data=rows)
+
+
+def _narrow(record: Record, columns: Sequence[str]) -> tuple[Table, ...]:
+    """Return what stands for the table on a narrow terminal: fewer columns, and every reason once."""
+    tensors = record["params"]["tensors"]
+    names = ("name", "kind", "shape", "touched")
+    cells = [[row[name] for name in names] + [row["state_bytes"] or None, row["flops"]] for row in tensors]
+    short = table("Each parameter", (*names, *columns[-2:]), cells)
+    reasons: dict[str, list[str]] = {}
+    for row in tensors:
+        if not row["touched"]:
+            reasons.setdefault(row["reason"], []).append(row["name"])
+    why = table("Not touched", ("parameters", "such as", "why"), ((len(n), n[0], why) for why, n in reasons.items()))
+    return (short, why) if reasons else (short,)
+
+
+def _sums(total: Record, flops: str) -> Iterator[tuple[Any, ...]]:
+    share = None if total["share"] is None else f"{total['share']:.2%}"
+    yield "parameters", total["parameters"], None, None
+    yield "elements", total["elements"], share, None
+    if total["state_bytes"]:
+        yield "state", total["state_bytes"], None, "byte"
+    if total["flops"] is not None:
+        yield flops, total["flops"], None, None
+
+
+def _legend(record: Record) -> Iterator[str]:
+    """Say what the columns of the table mean."""
+    rows = record["params"]["tensors"]
+    yield f"touched: whether {record['technique']['name']} is for the parameter, and why not."
+    if any(row["matrix"] for row in rows):
+        yield "matrices: a kernel as groups x outputs x weights of one output."
+    state = dict.fromkeys(tensor["name"] for row in rows for tensor in row["state"])
+    if state:
+        yield f"state: what is kept for each parameter touched, {', '.join(state)}."
 
 
 def _touched(row: Record) -> tuple[Any, ...]:
