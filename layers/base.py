@@ -1,4 +1,4 @@
-"""What every activation normalization shares: checked options, γ and β per channel, the check of an input."""
+"""What layers share: options checked by a card, the check of an input; and normalizations: γ and β per channel."""
 
 from __future__ import annotations
 
@@ -9,11 +9,53 @@ from torch import Tensor, nn
 
 from layers.card import Card, OptionError, OptionValue
 
+AXES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
-class Norm(nn.Module):
+
+class Layer(nn.Module):
+    """A layer of (N, C, *positions), of the ranks on its card, with options checked by it; each becomes an attribute.
+
+    Raises OptionError (a ValueError) for an option or combination that the card refuses.
+    """
+
+    def __init__(self, card: Card, channels: int, options: Mapping[str, OptionValue]) -> None:
+        super().__init__()
+        self.channels = channels
+        self.ranks = card.ranks
+        self.options = card.check({"C": channels}, options)
+        for name, value in self.options.items():
+            setattr(self, name, value)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` has one of this layer's ranks and its channels, TypeError unless floating."""
+        name = type(self).__name__
+        if x.dim() not in self.ranks:
+            *most, last = (AXES[rank] for rank in self.ranks)
+            raise ValueError(f"{name} takes {', '.join(most)}{' or ' if most else ''}{last}, not {x.dim()}-d")
+        if x.shape[1] != self.channels:
+            raise ValueError(f"{name} was built for {self.channels} channels, the input has {x.shape[1]}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} takes floating-point input, not {x.dtype}")
+
+    def refuse_no_positions(self, x: Tensor, kernel_size: int = 1, padding: int = 0) -> None:
+        """Raise ValueError where ``x`` (N, C, H, W) has no position, or a window does not fit when it is padded."""
+        name, size = type(self).__name__, f"{x.shape[2]}×{x.shape[3]}"
+        if not (x.shape[2] and x.shape[3]):
+            raise ValueError(f"{name} needs at least 1 position, the input has {size}")
+        if min(x.shape[2:]) + 2 * padding < kernel_size:
+            raise ValueError(
+                f"{name}: kernel_size={kernel_size} is larger than the input of {size} with a padding of {padding}"
+            )
+
+    def extra_repr(self) -> str:
+        """Return channels and options as they were given."""
+        return ", ".join([str(self.channels), *(f"{name}={value!r}" for name, value in self.options.items())])
+
+
+class Norm(Layer):
     """A normalization of (N, C, *positions) with options checked by its card.
 
-    Each option becomes an attribute. With ``affine`` it has ``weight`` (γ, ones) and ``bias`` (β, zeros), both (C,).
+    With ``affine`` it has ``weight`` (γ, ones) and ``bias`` (β, zeros), both (C,).
     Raises OptionError (a ValueError) for an option or combination that the card refuses.
     """
 
@@ -30,11 +72,7 @@ class Norm(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.channels = channels
-        self.options = card.check({"C": channels}, options)
-        for name, value in self.options.items():
-            setattr(self, name, value)
+        super().__init__(card, channels, options)
         shape = (channels,) if affine else None
         for name in ("weight", "bias"):
             made = None if shape is None else nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -48,27 +86,10 @@ class Norm(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def check_input(self, x: Tensor) -> None:
-        """Raise ValueError unless ``x`` is (N, C, *positions), 2-d to 5-d, floating, with this layer's channels."""
-        if not 2 <= x.dim() <= 5:
-            raise ValueError(
-                f"{type(self).__name__} takes (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), not {x.dim()}-d"
-            )
-        if x.shape[1] != self.channels:
-            raise ValueError(
-                f"{type(self).__name__} was built for {self.channels} channels, the input has {x.shape[1]}"
-            )
-        if not x.is_floating_point():
-            raise TypeError(f"{type(self).__name__} takes floating-point input, not {x.dtype}")
-
     def refuse_single_values(self, count: int, what: str) -> None:
         """Raise ValueError when a statistic would be taken over one value: the output would be β whatever x is."""
         if count == 1:
             raise ValueError(f"{type(self).__name__} in training needs more than 1 value per {what}")
-
-    def extra_repr(self) -> str:
-        """Return channels and options as they were given."""
-        return ", ".join([str(self.channels), *(f"{name}={value!r}" for name, value in self.options.items())])
 
 
 def scale_and_shift(
@@ -81,4 +102,4 @@ def scale_and_shift(
     return scale, None if bias is None else bias.to(var.dtype)
 
 
-__all__ = ["Norm", "OptionError", "scale_and_shift"]
+__all__ = ["AXES", "Layer", "Norm", "OptionError", "scale_and_shift"]

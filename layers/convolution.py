@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from layers.card import Card, OptionError, OptionValue
-from layers.moments import is_channels_last
+from layers.moments import as_laid_out
 
 
 def options_among(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,9 +65,7 @@ class Convolution(nn.Conv2d):
         """Return the convolution (N, O, HO, WO) of ``x`` (N, C, H, W) with the effective weight, plus the bias."""
         self.check_input(x)
         y: Tensor = self._conv_forward(x, self.effective_weight(), self.bias)
-        # torch's circular padding forgets the memory format, and so does its convolution on the meta device.
-        kept = not x.is_contiguous() and is_channels_last(x)
-        return y.contiguous(memory_format=torch.channels_last) if kept else y
+        return as_laid_out(y, x)
 
     def fold(self) -> nn.Conv2d:
         """Return a torch.nn.Conv2d of the same outputs, its weight the effective one; for deployment.

@@ -256,9 +256,20 @@ def is_channels_last(x: Tensor) -> bool:
     )
 
 
+def as_laid_out(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` channels-last where ``x`` is: some of torch's operations, and its meta device, forget it."""
+    kept = not x.is_contiguous() and is_channels_last(x)
+    return y.contiguous(memory_format=torch.channels_last) if kept else y
+
+
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics: float32 for anything narrower, else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float32 when it is of half precision, else as it is."""
+    return tensor.to(wide_dtype(tensor.dtype))
 
 
 def needs_plain_operations() -> bool:

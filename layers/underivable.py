@@ -24,6 +24,8 @@ def underivable(value: Tensor, *others: Tensor, why: str) -> Tensor:
 
 
 class _Underivable(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(why: str, value: Tensor, *others: Tensor) -> Tensor:
         return value.clone()

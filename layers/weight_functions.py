@@ -10,8 +10,6 @@ from torch import Tensor
 
 from layers.card import Card, OptionError, OptionValue
 
-_HALF = (torch.float16, torch.bfloat16)
-
 
 def check(card: Card, weight: Tensor, options: Mapping[str, OptionValue]) -> None:
     """Raise OptionError for a weight that is not real floating-point or has less than two axes, and for options that
@@ -25,11 +23,6 @@ def check(card: Card, weight: Tensor, options: Mapping[str, OptionValue]) -> Non
         raise OptionError(f"{card.impl} needs a weight (O, …) of 2 axes or more, not {tuple(weight.shape)}")
     if not torch.compiler.is_compiling():
         card.check(card.sizes(weight.shape), options)
-
-
-def widened(tensor: Tensor) -> Tensor:
-    """Return ``tensor`` in float32 when it is of half precision, else as it is."""
-    return tensor.float() if tensor.dtype in _HALF else tensor
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:

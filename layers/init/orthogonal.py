@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from layers.attached import not_a_kernel
 from layers.card import Card, Flops, Identity, Option, Paper, Rule
-from layers.weight_functions import check, widened
+from layers.moments import widened
+from layers.weight_functions import check
 from layers.weights import Weight, as_matrices, from_matrices
 
 card = Card(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from layers.attached import Attached, Projected
 from layers.batch_norms import AnyBatchNorm, batch_norms
 from layers.card import Card, Identity, Option, OptionError, Paper
-from layers.weight_functions import widened
+from layers.moments import widened
 from layers.weights import Weight, weights
 
 card = Card(

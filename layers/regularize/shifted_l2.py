@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from layers.attached import Attached, Penalized
 from layers.card import Card, Flops, Identity, Option, OptionError, Paper, Rule
+from layers.moments import widened
 from layers.weight.weight_standardization import standardize
-from layers.weight_functions import check, widened
+from layers.weight_functions import check
 from layers.weights import Weight, weights
 
 card = Card(

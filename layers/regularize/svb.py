@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from layers.attached import Attached, Projected, not_a_kernel
 from layers.card import Card, Flops, Identity, Option, OptionError, Paper, Rule
-from layers.weight_functions import check, full_precision, widened
+from layers.moments import widened
+from layers.weight_functions import check, full_precision
 from layers.weights import Weight, as_matrices, from_matrices
 
 card = Card(
