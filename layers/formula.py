@@ -2,8 +2,9 @@
 
 A formula is one Python expression over symbols: ``2*C if affine else 0``, ``C % groups == 0``. It may use numbers,
 ``True``/``False``/``None``, ``+ - * / // % **``, comparisons (also ``is None``), ``and``/``or``/``not``,
-``x if c else y``, ``min``, ``max``, ``sqrt`` and ``axis(k, 0)``, the entry of an option that has one per axis; nothing
-else, so that text from a card cannot run code.
+``x if c else y``, ``min``, ``max``, ``sqrt``, ``gcd``, ``axis(k, 0)``, the entry of an option that has one per axis,
+and of a list of dilation rates ``entries(rates)`` and ``is_covered(rates, k)``; nothing else, so that text from a card
+cannot run code.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import operator
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
+
+from layers import dilation
 
 Value = Any
 Symbols = Mapping[str, Value]
@@ -50,7 +53,15 @@ _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
     ast.IsNot: operator.is_not,
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {ast.USub: operator.neg, ast.Not: operator.not_}
-_CALLS: dict[str, Callable[..., Value]] = {"min": min, "max": max, "sqrt": math.sqrt, "axis": operator.getitem}
+_CALLS: dict[str, Callable[..., Value]] = {
+    "min": min,
+    "max": max,
+    "sqrt": math.sqrt,
+    "gcd": math.gcd,
+    "axis": operator.getitem,
+    "entries": dilation.entries,
+    "is_covered": dilation.is_covered,
+}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layers.card import Flops, Identity, Option, Peer, Rule
+from layers.pyramid import PYRAMID_SYMBOLS as PYRAMID_SYMBOLS
 
 # Sentences that many stones share.
 FOLDED = (
@@ -166,6 +167,16 @@ ORDER = Option(
     source="torch.nn.PixelShuffle; ONNX's and TensorFlow's default is dcr",
 )
 POSITIONS_NEEDED = Rule("H >= 1 and W >= 1", "a convolution needs at least 1 position, the input has {H}×{W}")
+
+# Of pooling modules.
+POOLED_POSITIONS = Rule("H >= 1 and W >= 1", "pooling needs at least 1 position, the input has {H}×{W}")
+ALIGN_CORNERS = Option(
+    name="align_corners",
+    type=bool,
+    default=True,
+    help="corner pixels of a grid lie on those of the map",
+    source="the authors' code",
+)
 
 # Rows of the invariance table that several stones have. That of batch normalization comes back wherever channels are
 # standardized over a batch, that of instance normalization where each plane is standardized by itself (convolutions

@@ -1,0 +1,131 @@
+"""What the pooling modules share: checked options, the check of an input, and the parts that they are built of.
+
+Pooled maps are small beside the input and come from many values, so they are kept, convolved and normalized in float32
+or wider whatever the dtype of the input: at a mean far above the spread half precision would leave nothing of them.
+Outputs have the dtype and the memory format of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers.base import Layer, scale_and_shift
+from layers.moments import is_channels_last
+from layers.norm.bn import BatchNorm
+
+
+class Pooling(Layer):
+    """A module on (N, C, H, W) with at least one position."""
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ValueError unless ``x`` is (N, C, H, W), with a position, floating, with this module's channels."""
+        super().check_input(x)
+        self.refuse_no_positions(x)
+
+    def refuse_single_values(self, count: int, what: str) -> None:
+        """Raise ValueError when a batch norm in training would see one value per channel, in ``what``."""
+        if self.training and count == 1:
+            raise ValueError(
+                f"{type(self).__name__} in training needs more than 1 value per channel in {what}: give a larger batch"
+            )
+
+
+class ConvNorm(nn.Module):
+    """A convolution of stride 1 without bias, padded with zeros to the size of its input, and batch normalization.
+
+    Parameters ``conv.weight``, ``norm.weight``, ``norm.bias``; the buffers of `layers.norm.bn.BatchNorm` in ``norm``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        kernel: tuple[int, int] = (1, 1),
+        eps: float = 1e-5,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.conv = nn.Conv2d(channels, out_channels, kernel, padding=padding, bias=False, device=device, dtype=dtype)
+        self.norm = BatchNorm(out_channels, eps=eps, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalized convolution of ``x`` (N, C, H, W), in its dtype (that of autocast under autocast)."""
+        y: Tensor
+        if self.norm.uses_batch_statistics:
+            y = self.norm(convolve(self.conv, x))
+            return y
+        weight, bias = self.folded(x.dtype)
+        y = self.conv._conv_forward(x, weight, bias)
+        return y
+
+    def folded(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the one convolution that this is in evaluation, γ and the statistics folded in."""
+        norm = self.norm
+        mean, var = cast("Tensor", norm.running_mean).to(dtype), cast("Tensor", norm.running_var).to(dtype)
+        scale, shift = scale_and_shift(var, norm.eps, norm.weight, norm.bias)
+        return self.conv.weight.to(dtype) * scale.view(-1, 1, 1, 1), cast("Tensor", shift) - mean * scale
+
+
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return ``conv(x)`` with its parameters cast to the dtype of ``x``, which decides."""
+    bias = None if conv.bias is None else conv.bias.to(x.dtype)
+    y: Tensor = conv._conv_forward(x, conv.weight.to(x.dtype), bias)
+    return y
+
+
+def like(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` (N, ·, ·, ·) in the dtype and memory format of ``x``."""
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last if is_last(x) else torch.contiguous_format)
+
+
+def is_last(x: Tensor) -> bool:
+    """Return whether ``x`` has its channels innermost in memory, and not because there is one or one position."""
+    return not x.is_contiguous() and is_channels_last(x)
+
+
+def positive(x: Tensor) -> Tensor:
+    """Return max(x, 0) for the end of a module: unlike relu's, its backward does not need the output.
+
+    So what follows may work in place. The derivative at 0 is relu's, 0, where that of clamp_min is 1.
+    """
+    return F.threshold(x, 0.0, 0.0)
+
+
+def enlarged(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """Return ``x`` interpolated bilinearly to ``size``; a single pixel is expanded, which is the same, uncopied."""
+    if x.shape[2:] == (1, 1):
+        return x.expand(*x.shape[:2], *size)
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
+
+
+def pyramid(x: Tensor, levels: Sequence[int], pool: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+    """Return ``pool(x, n)``, n×n bins, for every level n.
+
+    Bin i of n spans ⌊iH/n⌋ … ⌈(i + 1)H/n⌉. Where the finest level divides both sizes of ``x`` its bins are disjoint and
+    of one size, so a level that divides it is the same pooling of the finest map: one pass over ``x``, not several. Of
+    pixels that are the maximum of a bin together another may then get the gradient.
+    """
+    finest = max(levels)
+    if x.shape[2] % finest or x.shape[3] % finest:
+        return [pool(x, level) for level in levels]
+    base = pool(x, finest)
+    return [base if n == finest else pool(x if finest % n else base, n) for n in levels]
+
+
+def mean_bins(x: Tensor, bins: int) -> Tensor:
+    """Return the means over bins×bins adaptive windows, (N, C, bins, bins)."""
+    return F.adaptive_avg_pool2d(x, bins)
+
+
+def max_bins(x: Tensor, bins: int) -> Tensor:
+    """Return the maxima over bins×bins adaptive windows, (N, C, bins, bins)."""
+    found: Tensor = F.adaptive_max_pool2d(x, bins)
+    return found
