@@ -1,0 +1,1 @@
+"""Rearrangements of channels into positions and back, and what surrounds them, one per file."""
