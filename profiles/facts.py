@@ -11,8 +11,9 @@ import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from profiles.decompositions import NOMINAL as DECOMPOSITIONS
 from profiles.errors import Refusal
-from profiles.stated import CONVENTION, SCHEMA, is_stated, stated
+from profiles.stated import CONVENTION, NOMINAL, SCHEMA, is_stated, stated
 from profiles.subject import Setup, Subject, check_environment
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
     _counted(record["flops"]["forward"], forward.count)
     if backward is not None:
         _counted(record["flops"]["backward"], backward)
+    executed = {*record["flops"]["forward"]["by_op"], *record["flops"]["backward"]["by_op"]}
+    if not subject.on_weight and executed & DECOMPOSITIONS.keys():  # of those on weights it is stated
+        record["flops"]["convention"] += f"; {NOMINAL}"
     _observed(record, {**seen, **observed}, module)
     record["measured"] = True
     _check(record, subject)

@@ -1,7 +1,8 @@
 """What fvcore says of the same layer: a cross-check column, shown as it counts, with the handles that it lacks.
 
 fvcore counts 1 per multiply-accumulate and 5 per element of a normalization (4 without γ and β) under one name, and
-gives 0 to what it has no handle for. Ours add: elementwise operations 1 per output, reductions 1 per input.
+gives 0 to what it has no handle for. Ours add: elementwise operations 1 per output, reductions 1 per input, baddbmm as
+its bmm, and eigenvectors their nominal number (`profiles.decompositions`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from profiles.errors import first_line
 
 _ELEMENTWISE = (
     "add sub rsub mul div sqrt rsqrt square pow reciprocal neg abs exp log clamp clamp_min clamp_max addcmul lerp "
-    "minimum maximum where lt le gt ge eq ne"
+    "minimum maximum where lt le gt ge eq ne sign isfinite threshold"
 ).split()
-_REDUCTIONS = "mean sum var var_mean std amax amin linalg_vector_norm".split()
+_REDUCTIONS = "mean sum var var_mean std amax amin all linalg_vector_norm".split()
 _FREE = (
     "view view_as reshape flatten unflatten unsqueeze squeeze expand expand_as to type_as clone detach contiguous "
     "permute transpose movedim numel size index select slice copy zeros ones full zeros_like ones_like fill "
-    "new_ones new_zeros index_copy"
+    "new_ones new_zeros index_copy index_select mT eye triu_indices"
 ).split()
 
 
@@ -63,6 +64,8 @@ def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
             analysis.set_op_handle(f"aten::{name}", _inputs)
         for name in _FREE:
             analysis.set_op_handle(f"aten::{name}", _nothing, f"aten::{name}_", _nothing)
+        for name, handle in _OTHERS.items():
+            analysis.set_op_handle(f"aten::{name}", handle)
         analysis.set_op_handle("aten::native_group_norm", norm_flop_counter(1))
         analysis.set_op_handle("aten::native_layer_norm", norm_flop_counter(2))
         try:
@@ -88,6 +91,22 @@ def _inputs(inputs: list[Any], outputs: list[Any]) -> int:
 
 def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
     return 0
+
+
+def _added(inputs: list[Any], outputs: list[Any]) -> int:
+    """index_add: 1 per element of its source."""
+    return _size(inputs[3])
+
+
+def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
+    return _size(outputs[0]) * int(inputs[1].type().sizes()[2])
+
+
+def _eigenvectors(inputs: list[Any], outputs: list[Any]) -> int:
+    return 9 * _size(inputs[0]) * int(inputs[0].type().sizes()[-1])
+
+
+_OTHERS = {"index_add": _added, "baddbmm": _baddbmm, "linalg_eigh": _eigenvectors}
 
 
 def _size(value: Any) -> int:

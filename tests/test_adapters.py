@@ -8,6 +8,7 @@ from command_line import invoke
 from roles import ON_WEIGHTS
 
 from layers import catalog
+from layers.card import OptionError
 from profiles import cases, facts
 from profiles.adapters import state_of
 from profiles.errors import Refusal
@@ -21,9 +22,20 @@ EXAMPLES = [
 ]
 
 
+def refusal(stone, options, shape):
+    """What the card says against a weight of ``shape``; empty when it admits it."""
+    try:
+        stone.card.check(stone.card.sizes(shape), options)
+    except OptionError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize(("stone", "options"), EXAMPLES)
 def test_every_number_of_a_card_is_what_is_measured(stone, options):
-    for shape in SHAPES:
+    admitted = [shape for shape in SHAPES if not refusal(stone, options, shape)]
+    assert admitted
+    for shape in admitted:
         record = facts.inspect(subject(stone, options, Setup(shape)), fvcore=False)
         assert record["checks"]
         assert [check for check in record["checks"] if not check["ok"]] == []

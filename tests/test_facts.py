@@ -138,3 +138,21 @@ def test_other_circumstances_are_measured_without_comparing_counts():
 def test_an_empty_batch_is_inspected():
     record = record_of("gn", {"groups": 4}, shape=(0, 12, 5, 3))
     assert record["output"]["shape"] == [0, 12, 5, 3]
+
+
+@pytest.mark.parametrize("method", ["eig", "isqrt"])
+def test_the_nominal_count_of_a_decomposition_is_told_where_one_runs(method):
+    record = record_of("mpn-cov", {"method": method}, shape=(2, 6, 3, 3))
+    assert ("eigenvectors 9n³" in record["flops"]["convention"]) == (method == "eig")
+    assert ("_linalg_eigh" in record["flops"]["forward"]["by_op"]) == (method == "eig")
+
+
+def test_fvcore_counts_products_and_eigenvectors_by_our_handles():
+    eig = record_of("mpn-cov", {"method": "eig"}, shape=(2, 6, 3, 3))["flops"]["fvcore"]
+    steps = record_of("mpn-cov", {"iters": 4}, shape=(2, 6, 3, 3))["flops"]["fvcore"]
+    sketch = record_of("bilinear", {"sketch": 9}, shape=(2, 6, 3, 3))["flops"]["fvcore"]
+    assert eig["by_op"]["linalg_eigh"] == 2 * 9 * 6**3
+    assert steps["by_op"]["baddbmm"] == 3 * 2 * 6**3
+    assert steps["by_op"]["bmm"] == 2 * 6 * 6 * 9 + 6 * 2 * 6**3
+    assert sketch["by_op"]["index_add"] == 2 * 6 * 6
+    assert eig["status"] == steps["status"] == sketch["status"] == "complete"

@@ -127,7 +127,7 @@ def test_half_precision_loses_only_the_last_digits(case: Case, dtype):
 def test_large_reductions_in_half_precision_neither_overflow_nor_stall(case: Case, dtype):
     x, layer = prepared(case, dtype, case.shape((BATCH, C, 72, 72)), mean=32.0)
     for lay in (contiguous, channels_last):
-        assert_accurate(copy.deepcopy(layer), lay(x), 16 * torch.finfo(dtype).eps, gradients(layer, x.shape)[:1])
+        assert_steadily_accurate(layer, lay(x), 16 * torch.finfo(dtype).eps, gradients(layer, x.shape)[:1])
 
 
 @pytest.mark.parametrize(("mean", "within"), [(1e3, 3e-3), (1e4, 3e-2)], ids=["1e3", "1e4"])
@@ -136,21 +136,27 @@ def test_a_mean_far_above_the_spread_costs_no_accuracy(case: Case, mean, within)
     for shape in case.shapes((BATCH, C, 9, 8), (BATCH, C, 70), (BATCH, C), (BATCH, C, 3, 4, 5)):
         x, layer = prepared(case, torch.float32, shape, mean)
         for lay in (contiguous, channels_last, transposed):
-            assert_accurate(copy.deepcopy(layer), lay(x), within, [])
-            found = run(copy.deepcopy(layer), lay(x)).x
-            wanted = run(widened(layer), x.double(), normal(case.output(shape), seed=7).float().double()).x
-            if gradients(layer, shape) and scale(found - wanted) > within * scale(wanted):
-                assert jumps(layer, x, within), f"gradient of x deviates by {scale(found - wanted):.3g}"
+            assert_steadily_accurate(layer, lay(x), within, gradients(layer, shape)[:1])
+
+
+def assert_steadily_accurate(layer, x, within, gradients):
+    """`assert_accurate`, but for gradients that no float32 computation can have right since they jump at ``x``."""
+    assert_accurate(copy.deepcopy(layer), x, within, [])
+    try:
+        assert_accurate(copy.deepcopy(layer), x, within, gradients)
+    except AssertionError:
+        if not jumps(layer, x, within):
+            raise
 
 
 def jumps(layer, x, within):
-    """Whether the exact gradient of x moves by as much when planes move by rounding errors of their means.
+    """Whether the exact gradient of x moves by ``within`` when planes move by float32 rounding errors of their means.
 
-    A ReLU in the layer that switches there does this; no float32 computation can then do better.
+    A ReLU in the layer that switches there does this, a smooth function does not.
     """
     base = run(widened(layer), x.double()).x
     for seed in range(8):
-        error = torch.finfo(x.dtype).eps * x.double().abs().mean(tuple(range(2, x.dim())), keepdim=True)
+        error = torch.finfo(torch.float32).eps * x.double().abs().mean(tuple(range(2, x.dim())), keepdim=True)
         moved = run(widened(layer), x.double() + error * normal(error.shape, seed=seed)).x
         if scale(moved - base) > within * scale(base):
             return True
@@ -163,7 +169,8 @@ def test_filters_with_a_mean_far_above_their_spread_cost_no_accuracy(case: Case)
         layer, x = case.layer(), normal(case.shape(), seed=1, dtype=dtype)
         for parameter in layer.parameters():
             parameter.data += mean * (parameter.dim() == 4)
-        if scale(layer(x.double())) < torch.finfo(dtype).max:  # several in a row leave the range of float16
+        wide = run(copy.deepcopy(layer), x.double())
+        if max(scale(wide.y), scale(wide.x)) < torch.finfo(dtype).max:  # several in a row leave the range of float16
             assert_accurate(layer.to(dtype), x, within, gradients(layer, x.shape)[:1])
 
 

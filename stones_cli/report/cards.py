@@ -71,6 +71,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "couples": card.couples,
         "eval_differs": card.eval_differs,
         "exact_gradient": card.exact_gradient,
+        "derivable": card.derivable,
         "remembers": card.remembers,
         "claims": [dataclasses.asdict(claim) for claim in card.claims],
         "identities": [dataclasses.asdict(identity) for identity in card.identities],
@@ -151,8 +152,9 @@ def _behaviour(card: Card) -> str:
         "",
         card.remembers,
     )
-    ranks = "" if len(card.ranks) > 1 else f"It takes inputs of {card.ranks[0]} sizes"
-    sentences = (ranks, f"{couples[card.couples]}; {modes}", gradient, memory, _beside(card.peer))
+    ranks = "" if len(card.ranks) > 1 else f"An input has {card.ranks[0]} axes"
+    second = "" if card.derivable == "True" else f"Second derivatives are refused but where {pretty(card.derivable)}"
+    sentences = (ranks, f"{couples[card.couples]}; {modes}", gradient, second, memory, _beside(card.peer))
     return " ".join(f"{sentence}." for sentence in sentences if sentence)
 
 
