@@ -9,16 +9,14 @@ works on a weight, its sizes are ``O`` outputs (the first axis), ``I`` inputs of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from layers import formula
+from layers.dimensions import SIZES, WEIGHT_SIZES, divisors, sizes, weight_sizes
 from layers.option import Option, OptionError, OptionValue
 
-SIZES = ("N", "C", "H", "W", "S", "E", "B", "train")
-WEIGHT_SIZES = ("O", "I", "E", "B", "train")
 CARRIERS = ("linear", "conv", "conv-padded")
 ROLES = ("layer", "transform", "penalty", "projection", "initializer", "optimizer")
 SAME = ("*",)  # the shape of a state tensor that is that of its parameter
@@ -56,28 +54,6 @@ class Rule:
             return None
         words = {f"divisors_of_{name}": _listed(divisors(values[name])) for name in ("N", "C", "O") if name in values}
         return self.message.format(**values, **words)
-
-
-def sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
-    """Return the symbols that an input of ``shape`` (N, C, *positions) gives to formulas."""
-    n, c, *rest = shape
-    width = rest[-1] if len(rest) > 1 else 1
-    height = math.prod(rest[:-1]) if len(rest) > 1 else math.prod(rest)
-    positions = height * width
-    counts = {"N": n, "C": c, "H": height, "W": width, "S": positions, "E": n * c * positions}
-    return {**counts, "B": itemsize, "train": train}
-
-
-def weight_sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
-    """Return the symbols that a weight of ``shape`` (O, …) gives to the formulas of what works on weights."""
-    outputs, inputs = shape[0], math.prod(shape[1:])
-    return {"O": outputs, "I": inputs, "E": outputs * inputs, "B": itemsize, "train": train, "*": tuple(shape)}
-
-
-def divisors(number: int) -> list[int]:
-    """Return the divisors of ``number`` in ascending order."""
-    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
-    return small + [number // d for d in reversed(small) if d * d != number]
 
 
 def _listed(numbers: Sequence[int], most: int = 8) -> str:

@@ -202,6 +202,8 @@ def check_setup(setup: Setup, card: Card | None = None, name: str = "") -> None:
     if len(setup.shape) not in ranks:
         counts = " or ".join(map(str, ranks))
         raise Refusal(f"--input {shape}: {name} needs {counts} sizes, {what}, it has {len(setup.shape)}")
+    if on_weight and not setup.train:
+        raise Refusal(f"--eval is for layers; {name} works on a weight, which has no mode")
     if on_weight and setup.elements == 0:
         raise Refusal(f"--input {shape}: a weight needs at least 1 element")
     if not on_weight and setup.shape[1] < 1:

@@ -78,6 +78,7 @@ def test_the_state_of_an_optimizer_is_stated_and_measured():
     [
         ("inspect svb -i 12", "--input 12: 2 to 5 sizes are needed, O x …, a weight, such as 64x64x3x3"),
         ("inspect svb -i 0x5", "--input 0x5: a weight needs at least 1 element"),
+        ("inspect svb --eval", "--eval is for layers; svb works on a weight, which has no mode"),
         ("inspect weight-standardization -i 8x64", "--input 8x64: weight-standardization needs 4 sizes"),
         ("inspect weight-standardization --kernel-size 3x3x3", "is not an integer ≥ 1, or 2 of them"),
         ("bench svb --backward -i 8x8", "svb has no backward: a projection is not differentiated"),
