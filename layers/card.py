@@ -2,9 +2,9 @@
 
 Symbols that formulas on cards may use: the sizes of the input, ``N C H W`` (1 where the input lacks the axis; a 5-d
 input has its depth folded into H), ``S = H·W`` positions, ``E = N·C·H·W`` elements, ``B`` bytes per element,
-``train`` (is the layer in training mode?), and every option of the card by its name. Where the stone is no layer but
-works on a weight, its sizes are ``O`` outputs (the first axis), ``I`` inputs of each (the product of the others) and
-``E = O·I`` elements, beside ``B`` and ``train``.
+``train`` (is the layer in training mode?), ``nhwc`` (is the input channels-last?), and every option of the card by its
+name. Where the stone is no layer but works on a weight, its sizes are ``O`` outputs (the first axis), ``I`` inputs of
+each (the product of the others) and ``E = O·I`` elements, beside ``B`` and ``train``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from layers.dimensions import SIZES, WEIGHT_SIZES, divisors, sizes, weight_sizes
 from layers.option import Option, OptionError, OptionValue
 
 CARRIERS = ("linear", "conv", "conv-padded")
+DRAWS = ("", "levels", "reach", "rearrangement")
 ROLES = ("layer", "transform", "penalty", "projection", "initializer", "optimizer")
 SAME = ("*",)  # the shape of a state tensor that is that of its parameter
 
@@ -166,8 +167,11 @@ class Card:
     ``flops``, the two-pass textbook count; ``executed``, what this implementation executes, and ``saved``, the bytes
     it keeps for backward beside parameters and buffers (both: float32, contiguous, CPU, at least 2 positions, and where
     ``stated``, a formula over the options, holds);
+    ``workspace``, where it is stated (and not None), the most bytes allocated at once beside the output in a forward
+    that records no graph (CPU, float32 and float64);
     ``explained``, why the counts and fvcore differ; ``traffic``, the byte floor;
     ``claims`` and ``identities``; ``notes``, what reading notes, papers or public code got wrong;
+    ``picture``, lines of a drawing in text (tests/pictured.py draws it from the running stone);
     ``examples``, option sets on which every promise is tested (12 channels, batch of 4);
     ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs`` and
     ``exact_gradient``, formulas over the options, the latter false where the published backward is not the derivative
@@ -177,7 +181,8 @@ class Card:
     ``role``: a layer, a transform of a model, or what works on one weight: a penalty (a number that is minimized with
     the loss), a projection (a new weight in its place), an initializer, an optimizer, which keeps ``state`` per
     parameter; ``ranks``, the numbers of axes of the inputs that are admitted; ``output``, the shape of a layer's output
-    as formulas, where it is not that of the input; ``peer``, the reference of `bench`.
+    as formulas, where it is not that of the input; ``peer``, the reference of `bench`; ``draws``, what `draw` shows
+    where that is not a statistic: the grids of a pyramid, how far convolutions reach, where numbers are moved to.
     """
 
     title: str
@@ -196,11 +201,13 @@ class Card:
     executed: Flops = Flops("", "")
     explained: str = ""
     saved: str = "0"
+    workspace: str = ""
     stated: str = "True"
     traffic: Flops = Flops("2*E*B", "3*E*B")
     claims: tuple[Claim, ...] = ()
     identities: tuple[Identity, ...] = ()
     notes: tuple[str, ...] = ()
+    picture: tuple[str, ...] = ()
     examples: tuple[Mapping[str, OptionValue], ...] = ({},)
     couples: str = "never"
     eval_differs: str = "False"
@@ -211,11 +218,14 @@ class Card:
     ranks: tuple[int, ...] = (2, 3, 4, 5)
     output: tuple[str, ...] = ()
     peer: Peer | None = None
+    draws: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a formula over a symbol that nothing defines."""
         if self.role not in ROLES:
             raise ValueError(f"{self.title}: role={self.role!r} is not one of {', '.join(ROLES)}")
+        if self.draws not in DRAWS:
+            raise ValueError(f"{self.title}: draws={self.draws!r} is not one of {', '.join(DRAWS[1:])}")
         known = {
             *(WEIGHT_SIZES if self.works_on_weights else SIZES),
             *(option.name for option in self.options),
@@ -235,6 +245,7 @@ class Card:
         texts = [
             self.params,
             self.saved,
+            self.workspace or "0",
             self.stated,
             self.exact_gradient,
             self.remembers,
@@ -277,20 +288,23 @@ class Card:
                 raise OptionError(refusal, rule.option)
         return full
 
-    def sizes(self, shape: Sequence[int], *, train: bool = True, itemsize: int = 4) -> dict[str, Any]:
+    def sizes(
+        self, shape: Sequence[int], *, train: bool = True, itemsize: int = 4, nhwc: bool = False
+    ) -> dict[str, Any]:
         """Return the sizes that an input (a weight where the stone works on weights) gives to formulas."""
-        return (weight_sizes if self.works_on_weights else sizes)(shape, train=train, itemsize=itemsize)
+        return (weight_sizes if self.works_on_weights else sizes)(shape, train=train, itemsize=itemsize, nhwc=nhwc)
 
     def output_shape(self, shape: Sequence[int], options: Mapping[str, OptionValue]) -> tuple[int, ...]:
         """Return the shape of a layer's output for an input of ``shape`` and all ``options``."""
         values = self.symbols(shape, options)
         return tuple(int(formula.evaluate(size, values)) for size in self.output) or tuple(shape)
 
-    def symbols(
-        self, shape: Sequence[int], options: Mapping[str, OptionValue], *, train: bool = True, itemsize: int = 4
-    ) -> dict[str, Any]:
-        """Return every symbol of this card's formulas for an input (or weight) of ``shape`` and all ``options``."""
-        values = self.sizes(shape, train=train, itemsize=itemsize) | dict(options)
+    def symbols(self, shape: Sequence[int], options: Mapping[str, OptionValue], **circumstances: Any) -> dict[str, Any]:
+        """Return every symbol of this card's formulas for an input (or weight) of ``shape`` and all ``options``.
+
+        ``circumstances`` are those of `sizes`: train, itemsize, nhwc.
+        """
+        values = self.sizes(shape, **circumstances) | dict(options)
         for name, text in self.derived.items():
             values[name] = formula.evaluate(text, values)
         return values

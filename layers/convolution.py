@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from layers.card import Card, OptionError, OptionValue
@@ -20,6 +21,18 @@ from layers.moments import as_laid_out
 def options_among(card: Card, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a constructor's ``arguments``, its ``locals()``, that are options of ``card``."""
     return {option.name: arguments[option.name] for option in card.options}
+
+
+def refuse_windows(
+    name: str, x: Tensor, kernel_size: tuple[int, ...], dilation: tuple[int, ...], padding: tuple[int, ...] | str
+) -> None:
+    """Raise ValueError where ``x`` (N, C, H, W), padded, has no room for a window; ``name`` is the layer's."""
+    for size, kernel, step, pad in zip(x.shape[2:], kernel_size, dilation, map(int, padding), strict=True):
+        if size + 2 * pad < step * (kernel - 1) + 1:
+            raise ValueError(
+                f"{name}: a kernel_size of {kernel_size} with a dilation of {dilation} is larger than "
+                f"the input of {x.shape[2]}×{x.shape[3]} with a padding of {padding}"
+            )
 
 
 class Convolution(nn.Conv2d):
@@ -103,22 +116,33 @@ class Convolution(nn.Conv2d):
             raise TypeError(f"{name} takes floating-point input, not {x.dtype}")
         if not (x.shape[2] and x.shape[3]):
             raise ValueError(f"{name} needs at least 1 position, the input has {x.shape[2]}×{x.shape[3]}")
-        for axis, size in enumerate(x.shape[2:]):
-            reach = self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
-            pad = int(self.padding[axis])
-            if size + 2 * pad < reach:
-                raise ValueError(
-                    f"{name}: a kernel_size of {self.kernel_size} with a dilation of {self.dilation} is larger than "
-                    f"the input of {x.shape[2]}×{x.shape[3]} with a padding of {self.padding}"
-                )
+        refuse_windows(name, x, self.kernel_size, self.dilation, self.padding)
+        for size, pad in zip(x.shape[2:], map(int, self.padding), strict=True):
             if (self.padding_mode == "reflect" and pad >= size) or (self.padding_mode == "circular" and pad > size):
                 raise ValueError(
                     f"{name}: padding_mode={self.padding_mode} cannot add {self.padding} to {x.shape[2]}×{x.shape[3]}"
                 )
 
+    def padded(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return ``x`` with its padding, unless that is zeros, and the zeros that are left to add."""
+        high, wide = (int(size) for size in self.padding)
+        if self.padding_mode == "zeros":
+            return x, (high, wide)
+        return F.pad(x, [wide, wide, high, high], self.padding_mode), (0, 0)
+
     def extra_repr(self) -> str:
         """Return the input channels and every option."""
         return ", ".join([str(self.in_channels), *(f"{name}={value!r}" for name, value in self.options.items())])
+
+
+def autocast(*tensors: Any) -> Any:
+    """Return ``tensors``, which may be None, in the dtype that autocast gives to convolutions, if it is on."""
+    first: Tensor = tensors[0]
+    device = first.device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 _OF_TORCH = ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode")

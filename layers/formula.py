@@ -3,8 +3,9 @@
 A formula is one Python expression over symbols: ``2*C if affine else 0``, ``C % groups == 0``. It may use numbers,
 ``True``/``False``/``None``, ``+ - * / // % **``, comparisons (also ``is None``), ``and``/``or``/``not``,
 ``x if c else y``, ``min``, ``max``, ``sqrt``, ``gcd``, ``axis(k, 0)``, the entry of an option that has one per axis,
-and of a list of dilation rates ``entries(rates)`` and ``is_covered(rates, k)``; nothing else, so that text from a card
-cannot run code.
+``inside(H, k, stride, padding, dilation)``, the elements of all windows along an axis that are no padding, and of a
+list of dilation rates ``entries(rates)`` and ``is_covered(rates, k)``; nothing else, so that text from a card cannot run
+code.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from layers import dilation
+from layers import dilation, dimensions
 
 Value = Any
 Symbols = Mapping[str, Value]
@@ -59,6 +60,7 @@ _CALLS: dict[str, Callable[..., Value]] = {
     "sqrt": math.sqrt,
     "gcd": math.gcd,
     "axis": operator.getitem,
+    "inside": dimensions.inside,
     "entries": dilation.entries,
     "is_covered": dilation.is_covered,
 }

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from layers.card import Flops, Identity, Option, Peer, Rule
+from layers.elementwise_options import ADAX as ADAX
+from layers.elementwise_options import ADAX_FORMS as ADAX_FORMS
+from layers.elementwise_options import ADAX_IDENTITIES as ADAX_IDENTITIES
+from layers.elementwise_options import ADAX_NOTES as ADAX_NOTES
+from layers.elementwise_options import BETA1 as BETA1
+from layers.elementwise_options import ELEMENTWISE as ELEMENTWISE
 from layers.pyramid import PYRAMID_SYMBOLS as PYRAMID_SYMBOLS
 
 # Sentences that many stones share.
@@ -78,10 +84,11 @@ K_ALONE = Rule(
     "channels_per_group",
 )
 
-# Options, symbols and rules of every two-dimensional convolution: those of torch.nn.Conv2d. I is the number of weights
+# Options, symbols and rules of every two-dimensional convolution: those of torch.nn.Conv2d; WINDOWED, what those have
+# too that know no groups, no bias and no padding but by zeros. I is the number of weights
 # of one output channel, HO×WO the positions of the output, Q those of all samples, P the elements of the padded input,
 # kept those of it and of the input that torch keeps for backward, unpad its additions there to undo the padding.
-CONVOLUTION = (
+WINDOWED = (
     Option(
         name="out_channels", type=int, default=None, optional=True, ge=1, help="output channels; none: as many as in"
     ),
@@ -89,6 +96,9 @@ CONVOLUTION = (
     Option(name="stride", type=int, default=1, axes=2, ge=1, help="step between windows"),
     Option(name="padding", type=int, default=0, axes=2, ge=0, help="added on each side", source="torch.nn"),
     Option(name="dilation", type=int, default=1, axes=2, ge=1, help="step between the elements of a window"),
+)
+CONVOLUTION = (
+    *WINDOWED,
     Option(name="groups", type=int, default=1, ge=1, help="groups of channels that are convolved by themselves"),
     Option(name="bias", type=bool, default=True, help="learn a bias per output channel", source="torch.nn"),
     Option(
@@ -100,19 +110,30 @@ CONVOLUTION = (
         source="torch.nn",
     ),
 )
-CONVOLUTION_SYMBOLS = {
+WINDOWED_SYMBOLS = {
     "O": "C if out_channels is None else out_channels",
     "KH": "axis(kernel_size, 0)",
     "KW": "axis(kernel_size, 1)",
-    "I": "C // groups * KH * KW",
     "HO": "(H + 2*axis(padding, 0) - axis(dilation, 0)*(KH - 1) - 1) // axis(stride, 0) + 1",
     "WO": "(W + 2*axis(padding, 1) - axis(dilation, 1)*(KW - 1) - 1) // axis(stride, 1) + 1",
     "Q": "N*HO*WO",
+}
+CONVOLUTION_SYMBOLS = {
+    **WINDOWED_SYMBOLS,
+    "I": "C // groups * KH * KW",
     "P": "N*C*(H + 2*axis(padding, 0))*(W + 2*axis(padding, 1))",
     "kept": "E if padding_mode == 'zeros' else P if padding_mode == 'circular' else E + P",
     "unpad": "0 if padding_mode == 'zeros' else "
     "2*P*((axis(padding, 0) > 0) + (axis(padding, 1) > 0)) if padding_mode == 'circular' else P - E",
 }
+WINDOWED_RULES = (
+    Rule("H >= 1 and W >= 1", "a convolution needs at least 1 position, the input has {H}×{W}"),
+    Rule(
+        "HO >= 1 and WO >= 1",
+        "kernel_size={kernel_size} with dilation={dilation} is larger than the input of {H}×{W} with padding={padding}",
+        "kernel_size",
+    ),
+)
 CONVOLUTION_RULES = (
     Rule("C % groups == 0", "groups={groups} does not divide {C} channels; its divisors are {divisors_of_C}", "groups"),
     Rule(
@@ -120,12 +141,7 @@ CONVOLUTION_RULES = (
         "groups={groups} does not divide out_channels={O}; its divisors are {divisors_of_O}",
         "out_channels",
     ),
-    Rule("H >= 1 and W >= 1", "a convolution needs at least 1 position, the input has {H}×{W}"),
-    Rule(
-        "HO >= 1 and WO >= 1",
-        "kernel_size={kernel_size} with dilation={dilation} is larger than the input of {H}×{W} with padding={padding}",
-        "kernel_size",
-    ),
+    *WINDOWED_RULES,
     Rule(
         "padding_mode != 'reflect' or H > axis(padding, 0) and W > axis(padding, 1)",
         "padding_mode=reflect needs padding={padding} smaller than the input of {H}×{W}",
@@ -137,22 +153,37 @@ CONVOLUTION_RULES = (
         "padding",
     ),
 )
+# Of the algorithms, whose workspace is stated for zeros as padding: HP×WP is the padded input, HG×WG what the algorithm
+# is given, met the elements of all windows that are no padding. In bytes: packed, filters with their axes in another
+# order; turned and turned_back, input and output as they change between channels-first and channels-last.
+ALGORITHM_SYMBOLS = {
+    **CONVOLUTION_SYMBOLS,
+    "HP": "H + 2*axis(padding, 0)",
+    "WP": "W + 2*axis(padding, 1)",
+    "zeros": "1 if padding_mode == 'zeros' and (HP > H or WP > W) else 0",
+    "HG": "H if padding_mode == 'zeros' else HP",
+    "WG": "W if padding_mode == 'zeros' else WP",
+    "pointwise": "1 if KH*KW == 1 and axis(stride, 0)*axis(stride, 1) == 1 and zeros == 0 else 0",
+    "turned": "E*B if C > 1 and S > 1 else 0",
+    "turned_back": "Q*O*B if O > 1 and HO*WO > 1 else 0",
+    "packed": "O*I*B if KH*KW > 1 and C > groups else 0",
+    "met": "inside(HG, KH, axis(stride, 0), 0 if HG > H else axis(padding, 0), axis(dilation, 0)) * "
+    "inside(WG, KW, axis(stride, 1), 0 if WG > W else axis(padding, 1), axis(dilation, 1))",
+}
 CONVOLUTION_TRAFFIC = Flops("B*(E + O*I + Q*O)", "B*(2*E + 2*O*I + Q*O)")
-CONVOLUTION_PEER = Peer(
-    "torch.nn:Conv2d",
-    {
-        "in_channels": "C",
-        "out_channels": "O",
-        "kernel_size": "kernel_size",
-        "stride": "stride",
-        "padding": "padding",
-        "dilation": "dilation",
-        "groups": "groups",
-        "bias": "bias",
-        "padding_mode": "padding_mode",
-    },
-    same=False,
-)
+_LIKE_TORCH = {
+    "in_channels": "C",
+    "out_channels": "O",
+    "kernel_size": "kernel_size",
+    "stride": "stride",
+    "padding": "padding",
+    "dilation": "dilation",
+    "groups": "groups",
+    "bias": "bias",
+    "padding_mode": "padding_mode",
+}
+CONVOLUTION_PEER = Peer("torch.nn:Conv2d", _LIKE_TORCH, same=False)
+ALGORITHM_PEER = Peer("torch.nn:Conv2d", _LIKE_TORCH)
 
 # Upsampling by channels that become positions.
 SCALE = Option(

@@ -86,6 +86,7 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
     if not subject.on_weight and executed & DECOMPOSITIONS.keys():  # of those on weights it is stated
         record["flops"]["convention"] += f"; {NOMINAL}"
     _observed(record, {**seen, **observed}, module)
+    _workspace(record["memory"]["workspace"], subject, module, x)
     record["measured"] = True
     _check(record, subject)
 
@@ -119,6 +120,30 @@ def _backward(y: Tensor) -> Count:
         scalar.backward()  # type: ignore[no-untyped-call]
     count: Count = counting.count
     return count
+
+
+def _workspace(row: Record, subject: Subject, module: nn.Module, x: Tensor) -> None:
+    """Measure the bytes allocated beside the output, in a forward without a graph, and beside the gradients."""
+    import torch
+
+    from profiles.workspace import workspace
+
+    device = subject.setup.device
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        torch.manual_seed(subject.setup.seed)
+        with torch.set_grad_enabled(subject.on_weight):  # an optimizer's step looks at the gradients that it was given
+            row["measured"] = workspace(lambda: subject.run(module, x), device)
+        if not subject.has_backward:
+            return
+        y = subject.run(module, x)
+    if y.requires_grad and y.numel():
+        wanted = [t for t in (x, *module.parameters()) if t.requires_grad]
+        upstream = torch.ones_like(y)
+
+        def backward() -> object:  # the graph stays: freeing what is older than the measurement makes torch warn
+            return torch.autograd.grad(y, wanted, upstream, retain_graph=True, allow_unused=True)
+
+        row["backward"] = workspace(backward, device)
 
 
 def _observing(subject: Subject) -> Any:
@@ -186,6 +211,9 @@ def _check(record: Record, subject: Subject) -> None:
     for where, rows in tensors:
         for row in rows:
             compare(f"{where}.{row['name']}.shape", row["card"], row["observed"])
+    workspace = record["memory"]["workspace"]
+    if workspace["card"] is not None:
+        compare("memory.workspace", workspace["card"], workspace["measured"])
     if not is_stated(subject):
         return
     for name in ("forward", "backward") if subject.has_backward else ("forward",):

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from profiles.decompositions import NOMINAL
 from profiles.dispatch import Window
+from profiles.fused_steps import FUSED_STEPS
 from profiles.resampling import RESAMPLING
 
 Args = Sequence[Any]
@@ -109,7 +110,7 @@ def _clamp(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
 
 
 def _sum(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-    return max(0, _elements(args[0]) - _elements(out))
+    return max(0, _elements(args[0]) - _elements(out[0] if isinstance(out, tuple) else out))
 
 
 def _mean(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
@@ -180,6 +181,11 @@ def _addmm(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
     return int(out.numel() * args[1].shape[-1])
 
 
+def _started(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
+    """The sum with what was there, unless β is 0."""
+    return int(out.numel()) if kwargs.get("beta", 1) != 0 else 0
+
+
 def _convolution(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
     x, weight, transposed = args[0], args[1], args[6]
     return int((x if transposed else out).numel() * math.prod(weight.shape[1:]))
@@ -219,7 +225,7 @@ _ONE = (
     "mul div sqrt rsqrt reciprocal square pow exp log log2 log1p expm1 neg abs sign sin cos tanh sigmoid relu erf "
     "floor ceil round trunc remainder fmod maximum minimum eq ne lt le gt ge isfinite isnan isinf atan2 "
     "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not threshold frac softplus silu gelu "
-    "leaky_relu sgn acos asin tan sinh cosh"
+    "leaky_relu sgn acos asin tan sinh cosh clamp_min clamp_max threshold_backward"
 ).split()
 _FORMULAS: dict[str, Formula] = {
     **{name: _per_output(1) for name in _ONE},
@@ -231,20 +237,20 @@ _FORMULAS: dict[str, Formula] = {
     "lerp": _per_output(3),
     "index_add": lambda args, kwargs, out: _elements(args[3]),
     "clamp": _clamp,
-    "clamp_min": _per_output(1),
-    "clamp_max": _per_output(1),
-    "threshold_backward": _per_output(1),
     "sigmoid_backward": _per_output(3),
     "tanh_backward": _per_output(3),
-    **dict.fromkeys("sum prod amax amin max min any all cumsum".split(), _sum),
+    **dict.fromkeys("sum prod amax amin max min argmax argmin any all cumsum".split(), _sum),
     "mean": _mean,
+    "_softmax": lambda args, kwargs, out: 5 * out.numel() - 2 * (out.numel() // max(1, out.shape[args[1]])),
     "var": _variance,
     "var_mean": _variance,
     "std": _variance,
     "sinc": _per_output(3),  # π x, its sine, the quotient
     "trace": lambda args, kwargs, out: min(args[0].shape) - 1,
+    **FUSED_STEPS,
     **NOMINAL,
     **RESAMPLING,
+    "col2im": lambda args, kwargs, out: _elements(args[0]),  # each element of a patch is added where it lay
     "avg_pool2d": _pooled,
     "avg_pool2d_backward": _pooled_backward,
     "norm": lambda args, kwargs, out: 2 * _elements(args[0]),
@@ -272,9 +278,9 @@ _MACS: dict[str, Formula] = {
     "convolution_backward": _convolution_backward,
 }
 _ADDS: dict[str, Formula] = {
-    "addmm": _per_output(1),
-    "baddbmm": _per_output(1),
-    "addmv": _per_output(1),
+    "addmm": _started,
+    "baddbmm": _started,
+    "addmv": _started,
     "convolution": _convolution_bias,
     "convolution_backward": _convolution_bias_backward,
 }

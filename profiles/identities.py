@@ -156,7 +156,7 @@ def _setup(identity: Identity, standard: Mapping[str, int]) -> Setup:
 
 def _subject(stone: Stone, options: Mapping[str, OptionValue], setup: Setup) -> Subject:
     """Check ``options`` after evaluating the formulas among them."""
-    known = stone.card.sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
+    known = stone.card.sizes(setup.shape, **setup.circumstances)
     values = {
         name: formula.evaluate(value, known)
         if isinstance(value, str) and stone.card.option(name).type in (int, float)

@@ -111,10 +111,20 @@ def _memory(card: Card | None, subject: Subject) -> Record:
     floor = {name: _evaluate(getattr(traffic, name) or None, subject) for name in ("forward", "backward")}
     return {
         "saved": {"formula": saved, "card": _evaluate(saved, subject), "measured": None, "holds_input": None},
+        "workspace": _workspace(card, subject),
         "floor": {"formula": {"forward": traffic.forward, "backward": traffic.backward}, **floor},
         "intensity": {"forward": None, "backward": None},
     }
 
 
+def _workspace(card: Card | None, subject: Subject) -> Record:
+    """The bytes that a forward allocates beside its output, where the card states them: on the CPU, not half."""
+    setup = subject.setup
+    usual = setup.device == "cpu" and setup.dtype in ("float32", "float64") and setup.elements > 0
+    text = card.workspace if card and usual and card.workspace else None
+    return {"formula": text, "card": _evaluate(text, subject), "measured": None, "backward": None}
+
+
 def _evaluate(text: str | None, subject: Subject) -> int | None:
-    return None if text is None else max(0, int(formula.evaluate(text, subject.symbols)))
+    found = None if text is None else formula.evaluate(text, subject.symbols)
+    return None if found is None else max(0, int(found))

@@ -46,6 +46,11 @@ class Setup:
         return DTYPES[self.dtype]
 
     @property
+    def circumstances(self) -> dict[str, Any]:
+        """What formulas on cards may depend on beside the shape and options: train, itemsize, nhwc."""
+        return {"train": self.train, "itemsize": self.itemsize, "nhwc": self.memory_format == "channels_last"}
+
+    @property
     def elements(self) -> int:
         """Elements of the input, as a Python integer of any size."""
         return math.prod(self.shape)
@@ -90,7 +95,7 @@ class Subject:
         if self.card is None:
             return {}
         setup = self.setup
-        return self.card.symbols(setup.shape, self.options, train=setup.train, itemsize=setup.itemsize)
+        return self.card.symbols(setup.shape, self.options, **setup.circumstances)
 
     def build(self) -> nn.Module:
         """Construct the layer, or the adapter of what works on a weight, under the seed, in the setup's
@@ -172,7 +177,7 @@ def subject(target: Target, options: Mapping[str, OptionValue], setup: Setup) ->
     """Check ``options`` against ``target`` and ``setup`` (without torch for a stone) and return the subject."""
     check_setup(setup, card_of(target), target.name)
     if isinstance(target, Stone):
-        known = target.card.sizes(setup.shape, train=setup.train, itemsize=setup.itemsize)
+        known = target.card.sizes(setup.shape, **setup.circumstances)
         return Subject(target, target.card.check(known, options), setup)
     if is_optimizer(target):
         raise Refusal(f"{target.name} is an optimizer, not a layer; those that can be measured are in `stones list`")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.convolution import Convolution, options_among
+from layers.convolution import Convolution, autocast, options_among
 from layers.moments import is_channels_last
 from layers.norm.pono import PositionalNorm
 from layers.observe import observe
@@ -207,23 +207,12 @@ class NormalizedConv2d(Convolution):
             return super().forward(x)
         self.check_input(x)
         kept = not x.is_contiguous() and is_channels_last(x)
-        x, padding = self._pad(x)
-        weight = self.weight
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))  # as torch.nn.Conv2d
+        x, padding = self.padded(x)
+        x, weight = autocast(x, self.weight)  # the bias is added to float32
         recipe = Recipe(self.kernel_size, self.stride, padding, self.dilation, self.groups, self.center, self.eps)
         y, mean, var = normalized_convolution(x, weight, self.bias, recipe)
         observe(mean=mean, var=var)
         return y.contiguous(memory_format=torch.channels_last) if kept else y
-
-    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Return ``x`` with its padding, unless that is zeros, and the zeros that are left to add."""
-        high, wide = (int(size) for size in self.padding)
-        if self.padding_mode == "zeros":
-            return x, (high, wide)
-        return F.pad(x, [wide, wide, high, high], self.padding_mode), (0, 0)
 
 
 def _without_bias(layer: NormalizedConv2d, x: Tensor) -> Tensor:

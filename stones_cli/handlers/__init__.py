@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from stones_cli.status import Status
 def import_torch() -> None:
     """Import torch with the cyclic collector off, and keep what it made out of the collector's sight for good."""
     if "torch" not in sys.modules:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of memory freed that is older than a profile
         gc.disable()
         importlib.import_module("torch")
         gc.freeze()

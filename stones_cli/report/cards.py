@@ -10,7 +10,7 @@ from layers.card import SAME, Card, Claim, Flops, Identity, Option, Paper, Peer,
 from layers.catalog import Stone
 from layers.formula import pretty
 from stones_cli.report.inspection import CALLS
-from stones_cli.report.tables import Prose, Report, Table, table, value_text
+from stones_cli.report.tables import Drawing, Part, Prose, Report, Table, table, value_text
 
 WEIGHT_SYMBOLS = (
     "O is the first size of the weight, its outputs, I the product of the others, E = O·I its elements, B the bytes of "
@@ -66,6 +66,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "executed": dataclasses.asdict(_executed(card)),
         "explained": card.explained,
         "saved": card.saved,
+        "workspace": card.workspace or None,
         "stated": card.stated,
         "traffic": dataclasses.asdict(card.traffic),
         "couples": card.couples,
@@ -77,6 +78,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "identities": [dataclasses.asdict(identity) for identity in card.identities],
         "peer": card.peer.target if card.peer else None,
         "notes": list(card.notes),
+        "picture": list(card.picture),
     }
 
 
@@ -99,9 +101,11 @@ def _executed(card: Card) -> Flops:
     return Flops(card.executed.forward or card.flops.forward, card.executed.backward or card.flops.backward)
 
 
-def _page_parts(stone: Stone) -> Iterator[Table | Prose]:
+def _page_parts(stone: Stone) -> Iterator[Part]:
     card = stone.card
     yield Prose(f"{stone.name}: {card.title}", (card.formula, card.summary, _behaviour(card)))
+    if card.picture:
+        yield Drawing("Picture", card.picture)
     if card.options:
         options = ((o.name, value_text(o.default), o.expected(), o.help, o.source) for o in card.options)
         yield table("Options", ("name", "default", "admits", "what it does", "source"), options)
@@ -193,6 +197,7 @@ def _formulas(card: Card) -> list[tuple[str, str]]:
             rows.append((f"executed here, {words}", getattr(executed, name)))
     rows += [
         ("bytes saved for backward", card.saved if call is None else ""),
+        ("workspace, forward without a graph", card.workspace),
         *((f"least bytes moved, {words}", getattr(card.traffic, name)) for name, words in passes),
         ("executed, saved stated where", card.stated if card.stated != "True" else ""),
         *((f"where {name} is", text) for name, text in card.derived.items()),

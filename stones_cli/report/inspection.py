@@ -104,6 +104,11 @@ def _costs(record: Record) -> Iterator[tuple[Cell, ...]]:
     passes = _passes(record)
     if len(passes) > 1:
         yield "saved for backward", saved["card"], saved["measured"], "byte", verdicts.get("memory.saved", "")
+    space = memory["workspace"]
+    measured = {passes[0][0]: space["measured"], "backward": space["backward"]}
+    for name, words in passes:
+        stated, verdict = (space["card"], verdicts.get("memory.workspace", "")) if name == "forward" else (None, "")
+        yield f"workspace {words}", stated, measured[name], "byte", verdict
     for name, words in passes:
         yield f"least traffic {words}", memory["floor"][name], None, "byte", ""
         yield f"intensity {words}", memory["intensity"][name], None, "FLOP/byte", ""
@@ -120,6 +125,7 @@ def _formulas(record: Record) -> Iterator[tuple[str, str]]:
             yield f"executed {words}", _pretty(row["executed_formula"])
     if len(passes) > 1:
         yield "saved for backward", _pretty(record["memory"]["saved"]["formula"])
+    yield "workspace forward", _pretty(record["memory"]["workspace"]["formula"])
     for name, words in passes:
         yield f"least traffic {words}", _pretty(record["memory"]["floor"]["formula"][name])
 

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from stones_cli.report.tables import Cell, Prose, Report, Table
+from stones_cli.report.tables import Cell, Drawing, Prose, Report, Table
 from stones_cli.visible import one_line
 
 
@@ -14,7 +14,7 @@ def text(report: Report) -> str:
     """Return aligned columns, two spaces apart, one line per row, paragraphs on one line each."""
     blocks = []
     for part in report.parts:
-        lines = part.paragraphs if isinstance(part, Prose) else _aligned(part)
+        lines = _aligned(part) if isinstance(part, Table) else part.lines
         title = [one_line(part.title)] if part.title else []
         blocks.append("\n".join([*title, *(_visible_line(line) for line in lines)]))
     return "\n\n".join(blocks) + "\n"
@@ -43,7 +43,9 @@ def markdown(report: Report) -> str:
         if part.title:
             blocks.append(f"### {_escaped(part.title)}")
         if isinstance(part, Prose):
-            blocks += [_escaped(paragraph) for paragraph in part.paragraphs]
+            blocks += [_escaped(paragraph) for paragraph in part.lines]
+        elif isinstance(part, Drawing):
+            blocks.append("\n".join(["```text", *map(_visible_line, part.lines), "```"]))
         else:
             marks = ["---:" if right else "---" for right in part.numeric]
             rows = [[_escaped(cell) for cell in row] for row in (part.columns, *part.texts())]

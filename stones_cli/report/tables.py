@@ -38,10 +38,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Prose:
-    """Paragraphs under a title, each on one line here and folded where it is drawn; the title may be empty."""
+    """Paragraphs under a title, each one line here and folded where it is drawn; the title may be empty."""
 
     title: str
-    paragraphs: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Lines in which every character stands where it stands, drawn as they are."""
+
+    title: str
+    lines: tuple[str, ...]
+
+
+Part = Table | Prose | Drawing
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Report:
     """
 
     record: Mapping[str, Any]
-    parts: tuple[Table | Prose, ...]
+    parts: tuple[Part, ...]
     items: str = ""
     data: Table | None = None
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table as Drawn
 from rich.text import Text
 
-from stones_cli.report.tables import Prose, Report, Table
+from stones_cli.report.tables import Drawing, Part, Prose, Report, Table
 from stones_cli.streams import result_stream
 from stones_cli.visible import one_line
 
@@ -38,11 +38,17 @@ def drawn(report: Report) -> str:
                 console.print()
             if part.title:
                 console.print(Text(one_line(part.title), style="bold"))
-            console.print(_prose(part, width) if isinstance(part, Prose) else _table(part, width))
+            console.print(_body(part, width))
     return capture.get()
 
 
-def _fitting(part: Table | Prose, width: int) -> tuple[Table | Prose, ...]:
+def _body(part: Part, width: int) -> RenderableType:
+    if isinstance(part, Drawing):
+        return Group(*(Text(one_line(line), no_wrap=True, overflow="crop") for line in part.lines))
+    return _prose(part, width) if isinstance(part, Prose) else _table(part, width)
+
+
+def _fitting(part: Part, width: int) -> tuple[Part, ...]:
     """Return the part, or what stands for it where its columns do not fit side by side."""
     if isinstance(part, Table) and part.narrow and _widths(_columns(part), width) is None:
         return part.narrow
@@ -50,7 +56,7 @@ def _fitting(part: Table | Prose, width: int) -> tuple[Table | Prose, ...]:
 
 
 def _prose(part: Prose, width: int) -> Group:
-    texts = (Text(one_line(paragraph)) for paragraph in part.paragraphs)
+    texts = (Text(one_line(line)) for line in part.lines)
     return Group(*(_indented(text, width) if part.title else text for text in texts))
 
 

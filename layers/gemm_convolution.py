@@ -1,0 +1,223 @@
+r"""The engine under the convolution algorithms: one product of matrices, or one per tap, in place of a convolution.
+
+$$y_{no\,uv} = b_o + \sum_{c,i,j} W_{ocij}\; x_{n,c,\;s u + d i - p,\;s v + d j - p}$$
+An algorithm is a function that makes y from x and W and allocates what its paper allocates, its *workspace*, nothing
+else. What is shared stands here: the layer around it, the gradients, and how y starts.
+
+Gradients. Algorithms that lower x to a matrix of patches have those of the product, with the matrix made again:
+∂L/∂W = g·patchesᵀ and ∂L/∂x = col2im(Wᵀ·g), image by image. The others go tap by tap and lower nothing:
+∂L/∂x[shifted] += W_tapᵀ g, ∂L/∂W_tap = g·x[shifted]ᵀ. Second derivatives are torch's.
+
+Under torch.compile, tracing and functorch, which see through plain operations only, it is torch's own convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers.convolution import Convolution, autocast
+from layers.moments import as_laid_out, needs_plain_operations
+
+Pair = tuple[int, int]
+Tap = tuple[int, int, tuple[slice, slice], tuple[slice, slice]]
+
+
+class Geometry(NamedTuple):
+    """How windows are taken of an input that is padded by ``padding`` zeros on each side."""
+
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    def output(self, height: int, width: int) -> Pair:
+        """Return the positions HO, WO of the output for an input of H, W."""
+        sizes = zip((height, width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        high, wide = ((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in sizes)
+        return high, wide
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether every window is one element of the input: nothing is to be lowered."""
+        return (self.kernel, self.stride, self.padding) == ((1, 1), (1, 1), (0, 0))
+
+    def taps(self, height: int, width: int) -> Iterator[Tap]:
+        """Yield, for each element (i, j) of the kernel: i, j, the positions of the input it meets, those of the output.
+
+        Both are slices along height and width, of as many positions each; those that meet padding are left out.
+        """
+        sizes = (height, width), self.output(height, width), self.stride, self.padding, self.dilation
+        for i in range(self.kernel[0]):
+            rows = _met(i, *(size[0] for size in sizes))
+            for j in range(self.kernel[1]):
+                columns = _met(j, *(size[1] for size in sizes))
+                if rows and columns:
+                    yield i, j, (rows[0], columns[0]), (rows[1], columns[1])
+
+
+def _met(tap: int, size: int, outputs: int, stride: int, padding: int, dilation: int) -> tuple[slice, slice] | None:
+    """The positions of the input that ``tap`` meets along one axis, and those of the output; None for padding alone."""
+    shift = tap * dilation - padding
+    first = max(0, -(shift // stride))
+    last = min(outputs - 1, (size - 1 - shift) // stride)
+    if last < first:
+        return None
+    start = first * stride + shift
+    return slice(start, last * stride + shift + 1, stride), slice(first, last + 1)
+
+
+Algorithm = Callable[[Tensor, Tensor, Tensor | None, Geometry], Tensor]
+Gradients = Callable[[Tensor, Tensor, Tensor, Geometry, tuple[bool, bool]], tuple[Tensor | None, Tensor | None]]
+
+
+class GemmConvolution(Convolution):
+    """A convolution (N, C, H, W) → (N, O, HO, WO) by an algorithm of its subclass.
+
+    Parameters, state and outputs are those of torch.nn.Conv2d, up to rounding. Padding of another kind than zeros is
+    added before. Raises what `Convolution` raises.
+    """
+
+    gradients: ClassVar[Gradients]
+
+    def algorithm(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        """Return y (N, O, HO, WO), in any layout, for ``x`` (N, C, H, W) in any layout; records no graph."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution (N, O, HO, WO) of ``x`` (N, C, H, W), in its memory format."""
+        self.check_input(x)
+        if needs_plain_operations() or x.is_meta:
+            return as_laid_out(self._conv_forward(x, self.weight, self.bias), x)
+        padded, padding = self.padded(x)
+        geometry = Geometry(self.kernel_size, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        padded, weight, bias = autocast(padded, self.weight, self.bias)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (padded, weight, bias)):
+            y: Tensor = _ByAlgorithm.apply(padded, weight, bias, self, geometry)  # type: ignore[no-untyped-call]
+        else:
+            y = self.algorithm(padded, weight, bias, geometry)
+        kept = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return y.contiguous(memory_format=torch.channels_last if kept else torch.contiguous_format)
+
+
+class _ByAlgorithm(torch.autograd.Function):
+    """The algorithm of a layer forward, its gradients backward. Keeps x and W."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: GemmConvolution, geometry: Geometry
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.gradients, ctx.geometry, ctx.biased = type(layer).gradients, geometry, bias is not None
+        return layer.algorithm(x, weight, bias, geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (x, weight), geometry = grads[0], ctx.saved_tensors, ctx.geometry
+        wants = tuple(ctx.needs_input_grad[:3])
+        if torch.is_grad_enabled() or needs_plain_operations() or torch._C._functorch.is_legacy_batchedtensor(grad):
+            stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
+            sizes = [weight.shape[0]] if ctx.biased else None
+            found = torch.ops.aten.convolution_backward(
+                grad, x, weight, sizes, stride, padding, dilation, False, (0, 0), geometry.groups, wants
+            )
+            return (*(f if wanted else None for f, wanted in zip(found, wants, strict=True)), None, None)
+        grad_bias = grad.sum((0, 2, 3)) if wants[2] else None
+        grad_x, grad_weight = ctx.gradients(grad, x, weight, geometry, wants[:2])
+        return grad_x, grad_weight, grad_bias, None, None
+
+
+def started(y: Tensor, bias: Tensor | None) -> int:
+    """Fill ``y``, channels along its dimension 1, with ``bias``; return β of the product that overwrites or adds to it.
+
+    That is 1, or 0 without a bias, as in ``y.baddbmm_(…, beta=β)``.
+    """
+    if bias is None:
+        return 0
+    y.copy_(bias.view(1, -1, *[1] * (y.dim() - 2)).expand_as(y))
+    return 1
+
+
+def patches(x: Tensor, geometry: Geometry, out: Tensor | None = None) -> Tensor:
+    """Return the patches (N, C·KH·KW, HO·WO) of ``x`` (N, C, H, W), one per column; in ``out`` where it is given.
+
+    Row c·KH·KW + i·KW + j holds x[c] shifted to element (i, j) of the kernel, as in Caffe and torch.nn.functional.
+    A pointwise convolution's are x itself, a view.
+    """
+    if geometry.is_pointwise and out is None:
+        return x.flatten(2)
+    if out is None:
+        (high, wide), (kh, kw) = geometry.output(*x.shape[2:]), geometry.kernel
+        out = x.new_empty(x.shape[0], x.shape[1] * kh * kw, high * wide)
+    lowered: Tensor = torch.ops.aten.im2col.out(
+        x, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride, out=out
+    )  # F.unfold allocates the input's bytes first
+    return lowered
+
+
+def lowered_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wants: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return ∂L/∂x and ∂L/∂W, where wanted, by products with matrices of patches, image by image."""
+    groups, positions = geometry.groups, grad[0, 0].numel() if len(grad) else 0
+    filters = weight.reshape(groups, weight.shape[0] // groups, -1)  # (G, O/G, I)
+    grads = grad.contiguous().view(len(x), *filters.shape[:2], positions)
+    images = x.contiguous()
+    grad_x = torch.empty_like(images) if wants[0] else None
+    grad_filters = torch.zeros_like(filters) if wants[1] else None
+    matrix = None if geometry.is_pointwise else x.new_empty(1, groups * filters.shape[2], positions)
+    for n in range(len(x)):
+        if grad_filters is not None:
+            lowered = patches(images[n : n + 1], geometry, matrix).view(groups, -1, positions)
+            grad_filters.baddbmm_(grads[n], lowered.transpose(1, 2))
+        if grad_x is not None:
+            product = torch.bmm(filters.transpose(1, 2), grads[n]).view(1, -1, positions)
+            grad_x[n : n + 1] = _col2im(product, images.shape[2:], geometry)
+    return grad_x, None if grad_filters is None else grad_filters.view(weight.shape)
+
+
+def _col2im(columns: Tensor, size: Any, geometry: Geometry) -> Tensor:
+    """Add the columns up where their patches lay: the adjoint of `patches`."""
+    if geometry.is_pointwise:
+        return columns.view(len(columns), -1, *size)
+    return F.fold(columns, size, geometry.kernel, geometry.dilation, geometry.padding, geometry.stride)
+
+
+def tapwise_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wants: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return ∂L/∂x and ∂L/∂W, where wanted, tap by tap, without lowering; half precision adds up in float32."""
+    groups, (outputs, inputs, kh, kw) = geometry.groups, weight.shape
+    wide = torch.promote_types(x.dtype, torch.float32)
+    channels = x.permute(0, 2, 3, 1)
+    grads = grad.permute(0, 2, 3, 1)
+    filters = weight.reshape(groups, outputs // groups, inputs, kh, kw)
+    grad_x = torch.zeros_like(channels, dtype=wide) if wants[0] else None
+    grad_filters = torch.zeros(kh, kw, groups, outputs // groups, inputs, dtype=wide, device=x.device)
+    for i, j, (rows, columns), (high, across) in geometry.taps(*x.shape[2:]):
+        g = grads[:, high, across].reshape(-1, groups, outputs // groups).transpose(0, 1).to(wide)  # (G, M, O/G)
+        if wants[1]:
+            seen = channels[:, rows, columns].reshape(-1, groups, inputs).transpose(0, 1).to(wide)
+            torch.bmm(g.transpose(1, 2), seen, out=grad_filters[i, j])
+        if grad_x is not None:
+            met = grad_x[:, rows, columns]
+            met += torch.bmm(g, filters[..., i, j].to(wide)).transpose(0, 1).reshape(met.shape)
+    found = grad_filters.permute(2, 3, 4, 0, 1).reshape(weight.shape).to(weight.dtype) if wants[1] else None
+    return None if grad_x is None else grad_x.permute(0, 3, 1, 2).to(x.dtype), found
+
+
+def as_torch(layer: GemmConvolution, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The proof that all algorithms share: output and gradients of a layer beside those of torch's convolution."""
+
+    def found(convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        leaves = [x.detach().requires_grad_(), *layer.parameters()]
+        y = convolve(leaves[0])
+        return torch.cat([t.flatten() for t in (y, *torch.autograd.grad(y.sin().sum(), leaves))]).detach()
+
+    plain = nn.Conv2d.forward
+    return found(layer), found(lambda leaf: plain(layer, leaf))
