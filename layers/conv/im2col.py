@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
 from layers.convolution import options_among
-from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, lowered_gradients, patches, started
+from layers.gemm_convolution import (
+    GemmConvolution,
+    Geometry,
+    as_torch,
+    lowered_gradients,
+    patch_matrix,
+    patches,
+    started,
+)
 from layers.observe import observe
 from layers.shared import (
     ALGORITHM_PEER,
@@ -63,10 +71,11 @@ card = Card(
     flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
     executed=Flops(
         "2*Q*O*I + (Q*O if bias else 0)",
-        "4*Q*O*I + O*I*N + (Q*O - O if bias else 0) + (0 if pointwise else Q*C*KH*KW) + unpad",
+        "4*Q*O*I + O*I*N + (Q*O - O if bias else 0) + (0 if pointwise else N*C*met) + unpad",
     ),
     explained="Backward the filters' gradient is added up image by image, O×I numbers each, and col2im adds every "
-    "element of every patch to the image. fvcore does not see into the custom backward and counts a multiply-add as 1.",
+    "element of a patch that is no padding to the image. fvcore does not see into the custom backward and counts a "
+    "multiply-add as 1.",
     saved="4*kept",
     workspace="None if padding_mode != 'zeros' else max(turned + lowered, turned_back) if nhwc else lowered",
     traffic=CONVOLUTION_TRAFFIC,
@@ -92,7 +101,8 @@ card = Card(
         "(N, C, H, W).",
         "Row-major: the last index is the fastest (C, NumPy, torch). Column-major: the first (Fortran, BLAS, MATLAB); "
         "C = AB row-major is Cᵀ = BᵀAᵀ column-major, computed so without a copy.",
-        "torch.nn.functional.unfold allocates the bytes of its input first, and drops them; this does not.",
+        "torch.nn.functional.unfold allocates the bytes of its input first, drops them, and copies number by number; "
+        "this allocates the matrix alone and copies rows.",
         "A 1×1 convolution without stride and padding needs no matrix: x is one already.",
     ),
     picture=(
@@ -158,9 +168,7 @@ class Im2colConv2d(GemmConvolution):
         beta = started(y, bias)
         filters = weight.reshape(groups, len(weight) // groups, -1)
         at_once = max(1, len(x)) if self.batched else 1
-        matrix = None
-        if not geometry.is_pointwise:
-            matrix = x.new_empty(at_once, filters.shape[2] * groups, high * wide)
+        matrix = None if geometry.is_pointwise else patch_matrix(x[:at_once], geometry)
         for n in range(0, len(x), at_once):
             lowered = patches(x[n : n + at_once], geometry, matrix)
             for image, columns in zip(y[n : n + at_once], lowered, strict=True):
