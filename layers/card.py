@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layers import formula
+from layers.claims import CARRIERS, Claim, Identity, Race
 from layers.dimensions import SIZES, WEIGHT_SIZES, divisors, sizes, weight_sizes
 from layers.option import Option, OptionError, OptionValue
 
-CARRIERS = ("linear", "conv", "conv-padded")
 DRAWS = ("", "levels", "reach", "rearrangement")
-ROLES = ("layer", "transform", "penalty", "projection", "initializer", "optimizer")
+ROLES = ("layer", "transform", "penalty", "projection", "initializer", "optimizer", "augmentation")
 SAME = ("*",)  # the shape of a state tensor that is that of its parameter
 
 
@@ -100,61 +100,14 @@ class Peer:
 
     ``{d}`` in ``target`` is the number of spatial axes, at least 1. ``given`` says for which options it computes the
     same. `bench` puts it beside the stone. ``same`` is false for a yardstick, which does not compute the same: the
-    plain convolution beside one whose weights are standardized.
+    plain convolution beside one whose weights are standardized. ``needs`` names a package without which there is none.
     """
 
     target: str
     arguments: Mapping[str, str]
     given: str = "True"
     same: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """One row of the invariance table: the properties that hold; each property not listed must fail.
-
-    ``holds`` has entries ``w-scale`` (on every carrier) or ``x-recenter@linear,conv`` (only there). ``history`` says
-    what stored statistics do: ``frozen`` (they keep their values) or ``follow`` (they saw the transformed data).
-    ``options`` are those of the measurement (12 channels, batch of 8); ``carriers`` those on which it makes sense.
-    ``weight`` names a stone that reparametrizes the weight of the carrier: the row of the two together.
-    """
-
-    holds: tuple[str, ...]
-    row: str = ""
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    mode: str = "train"
-    history: str = "frozen"
-    carriers: tuple[str, ...] = CARRIERS
-    weight: str = ""
-    why: str = ""
-
-    def expects(self, name: str, carrier: str) -> bool:
-        """Tell whether property ``name`` is claimed to hold on ``carrier``."""
-        for entry in self.holds:
-            held, _, where = entry.partition("@")
-            if held == name:
-                return not where or carrier in where.split(",")
-        return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """An equation with another stone (``equals``) or a function of the stone's own file (``proof``).
-
-    With ``equals`` both stones are built on the same sizes, given the same parameters and buffers, and their outputs
-    and input gradients compared. With ``proof`` the named function gets ``(layer, x)`` in float64 and returns the two
-    sides as tensors. A string for a numeric option is a formula: ``{"groups": "C"}``. ``dims`` override
-    N=6, C=12, H=5, W=4; ``within`` is the admitted deviation relative to the largest value.
-    """
-
-    says: str
-    equals: str = ""
-    proof: str = ""
-    options: Mapping[str, OptionValue] = field(default_factory=dict)
-    other: Mapping[str, OptionValue] = field(default_factory=dict)
-    mode: str = "train"
-    dims: Mapping[str, int] = field(default_factory=dict)
-    within: float = 1e-9
+    needs: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +123,10 @@ class Card:
     ``workspace``, where it is stated (and not None), the most bytes allocated at once beside the output in a forward
     that records no graph (CPU, float32 and float64);
     ``explained``, why the counts and fvcore differ; ``traffic``, the byte floor;
-    ``claims`` and ``identities``; ``notes``, what reading notes, papers or public code got wrong;
+    ``claims``, ``identities`` and, of an optimizer, ``races``;
+    ``notes``, what reading notes, papers or public code got wrong;
     ``picture``, lines of a drawing in text (tests/pictured.py draws it from the running stone);
+    ``caution``, why the times that `bench` measures are not those of the published algorithm, where they are not;
     ``examples``, option sets on which every promise is tested (12 channels, batch of 4);
     ``couples``, when one sample's output depends on others: never, train, always; ``eval_differs`` and
     ``exact_gradient``, formulas over the options, the latter false where the published backward is not the derivative
@@ -180,9 +135,10 @@ class Card:
     ``derivable``, another: the gradient may be derived again; where not, that is refused with a RuntimeError;
     ``role``: a layer, a transform of a model, or what works on one weight: a penalty (a number that is minimized with
     the loss), a projection (a new weight in its place), an initializer, an optimizer, which keeps ``state`` per
-    parameter; ``ranks``, the numbers of axes of the inputs that are admitted; ``output``, the shape of a layer's output
-    as formulas, where it is not that of the input; ``peer``, the reference of `bench`; ``draws``, what `draw` shows
-    where that is not a statistic: the grids of a pyramid, how far convolutions reach, where numbers are moved to.
+    parameter; or an augmentation, a callable on images (N, 3, H, W) uint8; ``ranks``, the numbers of axes of the inputs
+    that are admitted; ``output``, the shape of a layer's output as formulas, where it is not that of the input;
+    ``peer``, the reference of `bench`; ``draws``, what `draw` shows where that is not a statistic: the grids of a
+    pyramid, how far convolutions reach, where numbers are moved to.
     """
 
     title: str
@@ -206,8 +162,10 @@ class Card:
     traffic: Flops = Flops("2*E*B", "3*E*B")
     claims: tuple[Claim, ...] = ()
     identities: tuple[Identity, ...] = ()
+    races: tuple[Race, ...] = ()
     notes: tuple[str, ...] = ()
     picture: tuple[str, ...] = ()
+    caution: str = ""
     examples: tuple[Mapping[str, OptionValue], ...] = ({},)
     couples: str = "never"
     eval_differs: str = "False"
@@ -237,8 +195,8 @@ class Card:
 
     @property
     def works_on_weights(self) -> bool:
-        """Whether the stone works on one weight of any shape, and is no layer and no transform of a model."""
-        return self.role not in ("layer", "transform")
+        """Whether the stone works on one weight of any shape: not on the input of a layer, a model, or images."""
+        return self.role not in ("layer", "transform", "augmentation")
 
     def _formulas(self) -> list[str]:
         pairs = (self.flops, self.executed, self.traffic)
@@ -312,5 +270,5 @@ class Card:
 
 __all__ = [
     "CARRIERS", "ROLES", "SAME", "SIZES", "Card", "Claim", "Flops", "Identity", "Option", "OptionError", "OptionValue",
-    "Paper", "Peer", "Rule", "Stat", "divisors", "sizes", "weight_sizes",
+    "Paper", "Peer", "Race", "Rule", "Stat", "divisors", "sizes", "weight_sizes",
 ]  # fmt: skip

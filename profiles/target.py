@@ -149,10 +149,12 @@ def _options(signature: inspect.Signature) -> tuple[Option, ...]:
 
 
 def _type_of(parameter: inspect.Parameter) -> type | None:
-    if type(parameter.default) in (int, float, bool, str):
-        return type(parameter.default)
     annotation = parameter.annotation if isinstance(parameter.annotation, str) else str(parameter.annotation)
     words = re.findall(r"\w+", annotation)
+    if type(parameter.default) is int and "float" in words:
+        return float
+    if type(parameter.default) in (int, float, bool, str):
+        return type(parameter.default)
     for kind in (bool, int, float, str):
         if kind.__name__ in words:
             return kind
