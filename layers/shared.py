@@ -170,6 +170,17 @@ ALGORITHM_SYMBOLS = {
     "met": "inside(HG, KH, axis(stride, 0), 0 if HG > H else axis(padding, 0), axis(dilation, 0)) * "
     "inside(WG, KW, axis(stride, 1), 0 if WG > W else axis(padding, 1), axis(dilation, 1))",
 }
+# Of those among them that go tap by tap: packed has the order of taps, and the gradients skip what meets padding.
+TAPS = Option(
+    name="taps",
+    type=str,
+    default="all",
+    choices=("all", "one"),
+    help="multiply by all taps at once, or add up one after the other",
+    source="one: arXiv 1709.03395",
+)
+TAPWISE_SYMBOLS = {**ALGORITHM_SYMBOLS, "packed": "O*I*B if KH*KW > 1 and O*C > groups*groups else 0"}
+TAPWISE_BACKWARD = "4*N*met*O*(C // groups) + N*met*C + (Q*O - O if bias else 0) + unpad"
 CONVOLUTION_TRAFFIC = Flops("B*(E + O*I + Q*O)", "B*(2*E + 2*O*I + Q*O)")
 _LIKE_TORCH = {
     "in_channels": "C",

@@ -6,6 +6,7 @@ compare two shapes; a scalar at the end of the graph that hands the gradient dow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,3 +32,16 @@ def loss(y: Tensor, gradient: Tensor) -> Tensor:
         raise ValueError(f"the gradient has shape {tuple(gradient.shape)}, the output {tuple(y.shape)}")
     scalar: Tensor = _Handing.apply(y, gradient)  # type: ignore[no-untyped-call]
     return scalar
+
+
+def gradients(y: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Return ∂L/∂inputs for ∂L/∂y = ``gradient``, None where y does not depend; the graph stays, nothing is added up.
+
+    As torch.autograd.grad does, by torch's engine itself, and with no allocation beside the gradients'.
+    """
+    engine: Any = torch.autograd.Variable._execution_engine
+    keep_graph, create_graph, allow_unused, accumulate = True, False, True, False
+    found: tuple[Tensor | None, ...] = engine.run_backward(
+        (y,), (gradient,), keep_graph, create_graph, tuple(inputs), allow_unused, accumulate
+    )
+    return found

@@ -126,6 +126,7 @@ def _workspace(row: Record, subject: Subject, module: nn.Module, x: Tensor) -> N
     """Measure the bytes allocated beside the output, in a forward without a graph, and beside the gradients."""
     import torch
 
+    from profiles.backward import gradients
     from profiles.workspace import workspace
 
     device = subject.setup.device
@@ -141,7 +142,7 @@ def _workspace(row: Record, subject: Subject, module: nn.Module, x: Tensor) -> N
         upstream = torch.ones_like(y)
 
         def backward() -> object:  # the graph stays: freeing what is older than the measurement makes torch warn
-            return torch.autograd.grad(y, wanted, upstream, retain_graph=True, allow_unused=True)
+            return gradients(y, wanted, upstream)
 
         row["backward"] = workspace(backward, device)
 

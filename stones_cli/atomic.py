@@ -11,19 +11,19 @@ from pathlib import Path
 from profiles.errors import Unavailable
 
 
-def write(path: Path, text: str) -> None:
-    """Replace ``path`` by ``text`` (UTF-8): readers see the old content or the new, also after a crash.
+def write(path: Path, content: str | bytes) -> None:
+    """Replace ``path`` by ``content`` (text as UTF-8): readers see the old content or the new, also after a crash.
 
     What is no regular file (a device, a pipe) is written directly; a symbolic link keeps pointing where it points.
     Raises `Unavailable` naming the path.
     """
     with _explained(path):
-        target = _target(path)
+        target, data = _target(path), content.encode() if isinstance(content, str) else content
         if _is_special(target):
-            with target.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with target.open("wb") as file:
+                file.write(data)
             return
-        _replace(target, text)
+        _replace(target, data)
 
 
 def check_writable(path: Path) -> None:
@@ -41,14 +41,14 @@ def check_writable(path: Path) -> None:
         beside.unlink()
 
 
-def _replace(target: Path, text: str) -> None:
+def _replace(target: Path, data: bytes) -> None:
     beside = _beside(target)
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         if target.exists():
             beside.chmod(stat.S_IMODE(target.stat().st_mode))
-        with open(descriptor, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(text)
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+            file.write(data)
             file.flush()
             os.fsync(descriptor)
         beside.replace(target)

@@ -1,0 +1,123 @@
+"""From the record of a probed stone (`probe.probe`) to its picture, SVG or PNG: the same bytes for the same record.
+
+Needs matplotlib, the optional extra ``draw``; no pyplot, no window, no state that is left behind.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import textwrap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from profiles.errors import Refusal, Unavailable, first_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from profiles.picture_sketch import Sketch
+
+FORMATS = ("svg", "png")
+UNIT, WIDEST, TALLEST, NARROWEST = 0.3, 16.0, 20.0, 7.0  # inches: a cell, the drawings, the figure
+_MARGIN, _GAP, _TITLE, _HEAD, _LINE = 0.3, 0.45, 0.32, 0.5, 0.18
+_SETTINGS: Any = {"svg.hashsalt": "stones", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
+
+
+def check_matplotlib() -> None:
+    """Raise `Unavailable` unless matplotlib, the extra ``draw``, can be imported."""
+    try:
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its cache directory
+        import matplotlib.figure  # noqa: F401
+    except Exception as error:
+        raise Unavailable(
+            f"a picture needs matplotlib, which cannot be imported ({first_line(error)}): pip install 'dl-stones[draw]'"
+        ) from error
+
+
+def render(record: Mapping[str, Any], form: str = "svg", dpi: int = 150) -> bytes:
+    """Return the picture of ``record`` (schema stones.draw/1) as a file of ``form``, svg or png of ``dpi`` per inch.
+
+    Raises `Refusal` for another form, `Unavailable` without matplotlib.
+    """
+    if form not in FORMATS:
+        raise Refusal(f"{form!r} is not one of {', '.join(FORMATS)}")
+    check_matplotlib()
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        made = figure(record)
+        file = io.BytesIO()
+        said = {"Title": record["title"], "Description": record["caption"]}
+        about = {"Date": None, "Creator": "stones draw"} if form == "svg" else {"Software": "stones draw"}
+        made.savefig(file, format=form, dpi=dpi, metadata={**about, **said})
+    return file.getvalue()
+
+
+def figure(record: Mapping[str, Any]) -> Figure:
+    """Return the figure: the title, the sketches of all panels row by row, the caption. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    from profiles.picture_sketch import Canvas
+
+    rows = _rows(record)
+    unit = _unit(rows)
+    wide = max(NARROWEST, *(sum(_room(sketch, unit) for sketch in row) for row in rows)) + 2 * _MARGIN
+    lines = textwrap.wrap(record["caption"], max(20, int((wide - 2 * _MARGIN) / 0.077)))
+    title = textwrap.wrap(record["title"], max(20, int((wide - 2 * _MARGIN) / 0.125)))
+    head = _HEAD + 0.25 * (len(title) - 1)
+    heights = [_TITLE + unit * max(sketch.height for sketch in row) + _GAP for row in rows]
+    tall = _MARGIN + head + sum(heights) + _LINE * len(lines) + _MARGIN
+    made = Figure(figsize=(wide, tall), facecolor="white")
+
+    def write(x: float, y: float, text: str, size: float, weight: str = "normal") -> None:
+        made.text(x / wide, 1 - y / tall, text, fontsize=size, weight=weight, va="center", parse_math=False)
+
+    for number, line in enumerate(title):
+        write(_MARGIN, _MARGIN + 0.1 + 0.25 * number, line, 13, "bold")
+    y = _MARGIN + head
+    for row, height in zip(rows, heights, strict=True):
+        x = _MARGIN
+        for sketch in row:
+            size = unit * sketch.width, unit * sketch.height
+            write(x, y + 0.12, sketch.title, 10)
+            axes = made.add_axes((x / wide, 1 - (y + _TITLE + size[1]) / tall, size[0] / wide, size[1] / tall))
+            axes.set_axis_off()
+            axes.set_xlim(0, sketch.width)
+            axes.set_ylim(sketch.height, 0)
+            sketch.draw(Canvas(axes, unit))
+            x += _room(sketch, unit)
+        y += height
+    for number, line in enumerate(lines):
+        write(_MARGIN, y + _LINE * (number + 0.5), line, 9)
+    return made
+
+
+def _rows(record: Mapping[str, Any]) -> list[list[Sketch]]:
+    from profiles import picture_matrix as matrices
+    from profiles.picture_sharing import sharing_rows
+
+    panels = record["panels"]
+    if panels[0]["kind"] == "reach":
+        return matrices.reach_rows(panels)
+    if panels[0]["kind"] == "sharing":
+        return sharing_rows(panels, record["picture"])
+    if record["picture"] == "taps":
+        return matrices.taps_rows(panels)
+    if record["picture"] == "matrix":
+        return matrices.matrix_rows(panels[0])
+    return matrices.rearrangement_rows(panels[0])
+
+
+def _unit(rows: list[list[Sketch]]) -> float:
+    """Return the side of a cell in inches: smaller where a picture would be too large for a page."""
+    wide = max(sum(sketch.width for sketch in row) for row in rows)
+    tall = sum(max(sketch.height for sketch in row) for row in rows)
+    return min(UNIT, WIDEST / wide, TALLEST / tall)
+
+
+def _room(sketch: Sketch, unit: float) -> float:
+    """Return the inches that a sketch and its title take from left to right, with a gap."""
+    return max(unit * sketch.width, 0.08 * len(sketch.title)) + _GAP

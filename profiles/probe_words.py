@@ -1,0 +1,115 @@
+"""What a picture shows, in a sentence made from the record of what was probed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Panel = Mapping[str, Any]
+_PLURALS = {
+    "N": "samples", "C": "channels", "L": "positions", "D": "planes", "H": "rows", "W": "columns",
+    "O": "outputs", "I": "inputs", "KH": "kernel rows", "KW": "kernel columns",
+}  # fmt: skip
+
+
+def caption(record: Mapping[str, Any]) -> str:
+    """Return one sentence for each panel, and how it was found."""
+    words = {"sharing": _sharing, "origin": _origin, "reach": _reach}
+    panels = record["panels"]
+    said = [_taps(panels)] if record["picture"] == "taps" else [words[panel["kind"]](panel) for panel in panels]
+    how = {
+        "sharing": "Probed: each element was changed by itself, and what moved with it noted.",
+        "origin": "Probed: the layer ran on numbered elements.",
+        "reach": "Probed: the gradient of the output in the middle, all taps 1.",
+    }
+    return " ".join([*said, how[panels[0]["kind"]]])
+
+
+def is_whole(panel: Panel) -> bool:
+    """Tell whether every element of a sharing panel is made of the whole source."""
+    return len(panel["sets"]) == 1 and len(panel["sets"][0]) == math.prod(panel["source_shape"])
+
+
+def axes_of(panel: Panel) -> tuple[str, ...]:
+    """Return the names of the axes of a panel's source."""
+    rank = len(panel["source_shape"])
+    if panel["source"] not in ("input", "z"):
+        return ("O", "I", "KH", "KW")[:rank]
+    return {2: ("N", "C"), 3: ("N", "C", "L"), 4: ("N", "C", "H", "W"), 5: ("N", "C", "D", "H", "W")}[rank]
+
+
+def extents(panel: Panel, members: Sequence[int]) -> tuple[tuple[int, ...], ...] | None:
+    """Return the indices on each axis whose product ``members`` are, or None where they are no product."""
+    shape = panel["source_shape"]
+    indices: list[set[int]] = [set() for _ in shape]
+    for member in members:
+        for axis in reversed(range(len(shape))):
+            member, index = divmod(member, shape[axis])
+            indices[axis].add(index)
+    if math.prod(map(len, indices)) != len(members):
+        return None
+    return tuple(tuple(sorted(each)) for each in indices)
+
+
+def _sharing(panel: Panel) -> str:
+    """Say on how much of each axis a statistic depends."""
+    sets, source = panel["sets"], "the input" if panel["source"] == "input" else panel["source"]
+    name = f"{panel['target']} ({'×'.join(map(str, panel['shape'])) or 'scalar'})"
+    subject = f"{name}: each element depends" if len(panel["of"]) > 1 else f"{name} depends"
+    if is_whole(panel):
+        return f"{subject} on all {len(sets[0])} elements of {source}."
+    least, most = (choose(map(len, sets)) for choose in (min, max))
+    found = f"{subject} on {least if least == most else f'{least} to {most}'} elements of {source}"
+    blocks = {tuple(map(len, extents(panel, members) or ())) for members in sets}
+    if len(blocks) == 1 and (block := blocks.pop()):
+        sides = zip(block, panel["source_shape"], axes_of(panel), strict=True)
+        found += ": " + ", ".join(_share(size, whole, _PLURALS[axis]) for size, whole, axis in sides if whole > 1)
+    return found + ("." if panel["disjoint"] else "; the sets overlap.")
+
+
+def _share(size: int, whole: int, axis: str) -> str:
+    return f"all {whole} {axis}" if size == whole else f"{size} of {whole} {axis}"
+
+
+def _origin(panel: Panel) -> str:
+    cells, source = panel["cells"], {"input": "the input"}.get(panel["source"], "z, what the convolution gives")
+    shape, other = ("×".join(map(str, sizes)) for sizes in (panel["shape"], panel["source_shape"]))
+    if panel["target"] != "matrix":
+        once = sorted(cells) == list(range(1, math.prod(panel["source_shape"]) + 1))
+        return f"The output ({shape}) holds {'every' if once else 'not every'} number of {source} ({other}) once."
+    used = [cell for cell in cells if cell]
+    copies = len(used) / max(1, len(set(used)))
+    found = f"The matrix ({shape}) holds {len(set(used))} elements of {source} ({other}), each "
+    found += ("once" if copies == 1 else f"{copies:.3g} times on average") + (
+        "; 0 is padding" if len(used) < len(cells) else ""
+    )
+    line = {"columns": "column", "rows": "row"}.get(panel["reduced"])
+    return found + (
+        f"; the product with the weights sums along {'' if panel['whole'] else 'parts of '}each {line}."
+        if line
+        else "."
+    )
+
+
+def _taps(panels: Sequence[Panel]) -> str:
+    """Say how many pixels the taps move."""
+    moved = [sum(cell > 0 for cell in panel["cells"]) for panel in panels]
+    pixels = math.prod(panels[0]["source_shape"][2:])
+    count = f"{min(moved)}" if len(set(moved)) == 1 else f"{min(moved)} to {max(moved)}"
+    return (
+        f"Each output is the sum of {len(panels)} taps, of which each brings {count} of {pixels} pixels, moved; "
+        "0 is padding."
+    )
+
+
+def _reach(panel: Panel) -> str:
+    counts = panel["counts"]
+    seen = sum(count > 0 for count in counts)
+    high, wide = panel["shape"]
+    rows = [any(counts[row * wide : (row + 1) * wide]) for row in range(high)]
+    columns = [any(counts[column::wide]) for column in range(wide)]
+    field = (rows[::-1].index(True), rows.index(True), columns[::-1].index(True), columns.index(True))
+    box = (high - field[0] - field[1]) * (wide - field[2] - field[3])
+    holes = f"{box - seen} holes" if box > seen else "no holes"
+    return f"After {panel['target']}: {seen} of {box} positions of the receptive field are seen, {holes}."

@@ -1,0 +1,119 @@
+"""`stones draw`: a picture of what a running layer does with its elements, and the data of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from profiles import picture
+from profiles.errors import Refusal
+from profiles.probe import drawing, probe
+from profiles.subject import Subject
+from stones_cli import atomic, common, parse
+from stones_cli.commands import given, named
+from stones_cli.failures import complain
+from stones_cli.handlers import import_torch
+from stones_cli.progress import Bar
+from stones_cli.report.emit import emit
+from stones_cli.report.tables import Prose, Report
+from stones_cli.status import Status
+
+_DPI = 150
+
+
+def _picture_file(text: str | Path) -> Path:
+    """Read the name of a picture, whose suffix says what is written."""
+    if text == "-":
+        raise Refusal("a picture goes to a file: name one that ends in .svg or .png")
+    path = parse.output_file(text)
+    if path.suffix.lower().removeprefix(".") not in picture.FORMATS:
+        raise Refusal(f"{str(path)!r} must end in .svg or .png, which says what is written")
+    return path
+
+
+Input = Annotated[
+    parse.Shape | None,
+    common.option(
+        "-i",
+        "--input",
+        read=parse.shape,
+        of="shape",
+        help="sizes N x C x positions, at most 1,024 elements  [default: a small one, such as 2x4x4x4]",
+        panel=common.SETUP,
+    ),
+]
+Train = Annotated[
+    bool | None,
+    typer.Option(
+        "--train/--eval",
+        help="mode of the layer  [default: train; eval for poolings]",
+        show_default=False,
+        rich_help_panel=common.SETUP,
+    ),
+]
+Output = Annotated[
+    Path | None,
+    common.option(
+        "-o",
+        "--output",
+        read=_picture_file,
+        of="file.svg|file.png",
+        help="the picture, written whole or not at all; the same command writes the same bytes",
+        panel=common.OUTPUT,
+    ),
+]
+Dpi = Annotated[
+    int | None,
+    common.option(
+        "--dpi", read=parse.whole(20, 1200), of="integer", help="of a PNG  [default: 150]", panel=common.OUTPUT
+    ),
+]
+Json = Annotated[
+    bool, common.flag("--json", help="print the probed data, which the picture shows, as JSON", panel=common.OUTPUT)
+]
+
+
+def draw(
+    context: typer.Context,
+    technique: common.Name,
+    shape: Input = None,
+    train: Train = None,
+    seed: common.Seed = 0,
+    output: Output = None,
+    dpi: Dpi = None,
+    json: Json = False,
+) -> Status:
+    """Draw what a running layer does with its elements.
+
+    Which share a statistic (normalizations, standardized weights), which stand where in the matrix of patches, where a
+    rearrangement moves them, which bins and strips poolings take, how far dilated convolutions see. All of it is found
+    by running the layer, nothing is read off its card. Needs matplotlib: pip install 'dl-stones[draw]'.
+    """
+    if output is None and not json:
+        raise Refusal("give -o file.svg or -o file.png for the picture, or --json for its data alone")
+    if dpi is not None and (output is None or output.suffix.lower() != ".png"):
+        raise Refusal(f"--dpi {dpi} is for a PNG, -o file.png")
+    chosen = drawing(
+        named(context)[0], given(context), shape.sizes if shape is not None else None, train=train, seed=seed
+    )
+    if output is not None:
+        atomic.check_writable(output)
+        picture.check_matplotlib()
+    import_torch()
+    record = _probed(chosen)
+    if output is not None:
+        form = output.suffix.lower().removeprefix(".")
+        atomic.write(output, picture.render(record, form, dpi or _DPI))
+    told = Report(record, (Prose(record["title"], (record["caption"],)),), items="panels")
+    emit(told, common.Destination("json" if json else "table"))
+    if output is not None:
+        complain(str(output), "written")
+    return Status.DONE
+
+
+def _probed(chosen: Subject) -> dict[str, Any]:
+    """Return the record, found under a progress bar."""
+    with Bar() as bar:
+        return probe(chosen, lambda done: bar.show(done, f"changing the elements of {chosen.name}, one by one"))
