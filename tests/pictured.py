@@ -60,7 +60,31 @@ def im2col() -> list[str]:
     ]
 
 
-PICTURES = {"im2col": im2col}
+def im2row() -> list[str]:
+    columns = [f"{i}{j}{c}" for i, j in TAPS for c in range(2)]
+    rows = [f"{u}{v}" for u, v in OUTPUTS]
+    matrix = grid(rows, "uv ijc", columns, observed("im2row").tolist())
+    return [
+        *beside(["x, C×H×W = 2×3×4", *IMAGE], ["HO·WO × KH·KW·C = 6×8, ij the kernel's elements", *matrix]),
+        "",
+        "Each ROW is one patch, its channels side by side as they lie in an NHWC image.",
+        "Times Wᵀ (8 × O) it sums along the rows →: y is N·HO·WO × O, channels-last.",
+    ]
+
+
+def mec() -> list[str]:
+    lowered = observed("mec").view(3, 3, 4)
+    columns = [f"{h}{j}{c}" for h in range(3) for j in range(2) for c in range(2)]
+    matrix = grid([f"{v}" for v in range(3)], "v hjc", columns, lowered.flatten(1).tolist())
+    return [
+        *beside(["x, C×H×W = 2×3×4", *IMAGE], ["L, WO × HP·KW·C = 3×12: a strip of the image per row", *matrix]),
+        "",
+        "Output row u = 0 takes the columns 000 … 111 times Wᵀ, u = 1 those from 100 on:",
+        "the panels overlap, so that the rows of a window are stored once, not KH times.",
+    ]
+
+
+PICTURES = {"im2col": im2col, "im2row": im2row, "mec": mec}
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def drawn(report: Report) -> str:
 
 def _body(part: Part, width: int) -> RenderableType:
     if isinstance(part, Drawing):
-        return Group(*(Text(one_line(line), no_wrap=True, overflow="crop") for line in part.lines))
+        return Group(*(Text(one_line(line), overflow="fold") for line in part.lines))
     return _prose(part, width) if isinstance(part, Prose) else _table(part, width)
 
 
