@@ -5,18 +5,19 @@ Absolute times are shown and never judged: bars are ratios to something measured
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from profiles import allocator
 from profiles.cases import COPY, Case, jobs
-from profiles.cautions import about_machine
-from profiles.clocks import WALL, Clock, clock_for
+from profiles.cautions import Warned, about_card, about_machine
+from profiles.clocks import WALL, Clock, Job, clock_for
 from profiles.environment import cores, environment, load
 from profiles.errors import Refusal
 from profiles.intervals import Interval, Verdict
+from profiles.skips import Skipped, Skips
 from profiles.subject import check_environment
 from profiles.timing import LEAST_ROUNDS, Plan, Ratio, Timing, summary
 
@@ -30,7 +31,8 @@ class Bench:
     """What to measure and how: the cases, a plan for each, torch's threads, the clock, the allocator, compilation.
 
     ``clock`` is wall or cpu (processor time of one thread); a CUDA device is timed by events. ``allocator`` is kept
-    (freed memory is, so page faults are not timed) or system.
+    (freed memory is, so page faults are not timed) or system. With ``skips`` a case that is refused is left out and its
+    reason recorded, beside what was ``skipped`` before; one at least must run.
     """
 
     cases: tuple[Case, ...]
@@ -39,6 +41,8 @@ class Bench:
     clock: str = WALL
     allocator: str = allocator.KEPT
     name: str = ""
+    skips: bool = False
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= MOST_THREADS:
@@ -64,11 +68,12 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
     """Measure every case of ``what`` and return one JSON-able record.
 
     KeyboardInterrupt ends it early: what was measured so far is returned, ``interrupted`` true. Raises `Refusal` when
-    a layer refuses its input, `Unavailable` when device or memory are missing; other exceptions pass through.
+    a layer refuses its input, `Unavailable` when device or memory are missing; other exceptions pass through. Where
+    ``what`` skips, a case that is refused stands under ``skipped``, by name and reason, and only the last one raises.
     """
     device = what.cases[0].subject.setup.device
-    for case in what.cases:
-        check_environment(case.subject, tensors=8 + 2 * len(case.references))
+    skips = Skips(what.skips, [*what.skipped])
+    cases = _fitting(what.cases, skips)
     kept = what.allocator == allocator.KEPT and allocator.keep_freed_memory()
     machine = [warned.record() for warned in about_machine(what.threads, cores(), load(), what.clock)]
     done: list[Record] = []
@@ -77,8 +82,10 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
         surroundings = environment(device, allocator.KEPT if kept else allocator.SYSTEM)
         clock = clock_for(device, what.clock, what.threads)
         try:
-            for case in what.cases:
-                _measure(case, what, clock, done, progress)
+            for number, case in enumerate(cases):
+                with skips.leaving_out(case.label):
+                    _measure(case, what.plan, clock, done, _teller(progress, case, (number, len(cases)), done))
+            skips.check(done)
         except KeyboardInterrupt:
             interrupted = True
     return {
@@ -87,33 +94,60 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
         "environment": surroundings,
         "plan": {**asdict(what.plan), "clock": clock.name, "cache": clock.cache, "threads": what.threads},
         "cases": done,
+        "skipped": [asdict(skipped) for skipped in skips.found],
         "warnings": machine,
         "verdict": _worst(done),
         "interrupted": interrupted,
     }
 
 
-def _measure(
-    case: Case, what: Bench, clock: Clock, done: list[Record], progress: Callable[[Progress], None] | None
-) -> None:
-    """Append the record of ``case`` to ``done``, also when interrupted after enough rounds."""
-    label, finished = f"{case.label} {case.direction}", len(done)
+def _fitting(cases: Sequence[Case], skips: Skips) -> list[Case]:
+    """Return the cases for which device and memory are there."""
+    found = []
+    for case in cases:
+        with skips.leaving_out(case.label):
+            check_environment(case.subject, tensors=8 + 2 * len(case.references))
+            found.append(case)
+    skips.check(found)
+    return found
+
+
+def _teller(
+    progress: Callable[[Progress], None] | None, case: Case, place: tuple[int, int], done: Sequence[Record]
+) -> Callable[[float], None]:
+    """Return what tells ``progress`` the fraction of ``case`` that is done; ``place`` is its number, from 0, of all."""
 
     def tell(fraction: float) -> None:
         if progress is not None:
-            progress(Progress(label, (finished + fraction) / len(what.cases), done))
+            number, count = place
+            progress(Progress(f"{case.label} {case.direction}", (number + fraction) / count, done))
 
+    return tell
+
+
+def _measure(case: Case, plan: Plan, clock: Clock, done: list[Record], tell: Callable[[float], None]) -> None:
+    """Append the record of ``case`` to ``done``, also when interrupted after enough rounds."""
     tell(0.0)
-    timing = Timing(jobs(case), case.comparisons, what.plan, clock)
+    timing = Timing(jobs(case), case.comparisons, plan, clock)
+    beside = {job.name: _workspace(job, case.subject.setup.device) for job in timing.jobs}
     try:
         timing.run(tell)
     finally:
         if len(timing.rounds) >= LEAST_ROUNDS:
-            done.append(record(case, timing))
+            done.append(record(case, timing, beside))
 
 
-def record(case: Case, timing: Timing) -> Record:
-    """Return what ``timing`` says of ``case``: candidates, ratios, warnings."""
+def _workspace(job: Job, device: str) -> int:
+    """Return the most bytes that a call of ``job`` allocates at once beside what it returns and keeps."""
+    from profiles.workspace import workspace
+
+    if job.prepare is not None:
+        job.prepare()
+    return workspace(job.run, device)
+
+
+def record(case: Case, timing: Timing, workspaces: Mapping[str, int]) -> Record:
+    """Return what ``timing`` says of ``case``: candidates, ratios, warnings; ``workspaces`` are bytes by job."""
     setup = case.subject.setup
     verdicts = [_ratio(case, index, timing) for index in range(len(case.comparisons))]
     return {
@@ -124,9 +158,9 @@ def record(case: Case, timing: Timing) -> Record:
         "mode": "train" if setup.train else "eval",
         "input": {"shape": list(setup.shape), "dtype": setup.dtype, "memory_format": setup.memory_format},
         "compiled": case.compile,
-        "candidates": _candidates(case, timing),
+        "candidates": [{**row, "workspace_bytes": workspaces[row["name"]]} for row in _candidates(case, timing)],
         "ratios": verdicts,
-        "warnings": [warned.record() for warned in timing.warnings()],
+        "warnings": [warned.record() for warned in (*_cautions(case), *timing.warnings())],
         "rounds": len(timing.rounds),
         "repeated_blocks": timing.repeated,
         "seconds": round(timing.seconds, 3),
@@ -135,7 +169,10 @@ def record(case: Case, timing: Timing) -> Record:
 
 
 def _candidates(case: Case, timing: Timing) -> list[Record]:
-    """One row per job: times in milliseconds, multiple of the copy, GB/s on the byte floor, GFLOP/s, raw samples."""
+    """One row per job: times in milliseconds, multiple of the copy, GB/s on the byte floor, GFLOP/s, raw samples.
+
+    `record` adds ``workspace_bytes``, what one call allocated at once beside what it returned and kept.
+    """
     setup = case.subject.setup
     copied = 2 * setup.elements * setup.itemsize
     copy = summary(timing.samples(COPY), timing.plan.seed).median.median
@@ -157,12 +194,19 @@ def _candidates(case: Case, timing: Timing) -> list[Record]:
                 "copies": _digits(took / copy),
                 "gb_per_s": None if moved is None else _digits(moved / took / 1e9),
                 "of_copy_bandwidth": None if moved is None else _digits(moved / took / (copied / copy)),
+                "images_per_s": _digits(setup.shape[0] / took) if case.subject.on_images else None,
                 "gflop_per_s": None if flops is None else _digits(flops / took / 1e9),
                 "calls": timing.calls[job.name],
                 "samples_ns": [round(s * 1e9) for s in seconds],
             }
         )
     return rows
+
+
+def _cautions(case: Case) -> list[Warned]:
+    """Return what the cards of the stones that are timed say of their times."""
+    cards = {what.name: what.card for what in (case.subject, *case.references.values()) if what is not None}
+    return [about_card(name, card.caution) for name, card in cards.items() if card is not None and card.caution]
 
 
 def _ratio(case: Case, index: int, timing: Timing) -> Record:

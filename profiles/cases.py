@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from layers import formula
-from layers.card import OptionError, OptionValue, Peer
+from layers.card import Card, OptionError, OptionValue, Peer
 from layers.catalog import Stone, UnknownStone, stones, suggest
 from profiles.clocks import Job
 from profiles.errors import Refusal, Unavailable, with_article
@@ -104,7 +105,9 @@ def case(
     label = label or what.name
     if direction not in DIRECTIONS:
         raise Refusal(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
-    _check_timeable(what)
+    check_timeable(what.target)
+    if what.setup.elements == 0:
+        raise Refusal(f"{what.name}: an input without elements takes no time that could be compared")
     if vs is None:
         vs = [PEER] if peer_of(what) is not None else []
     real = {name: peer_name(what) if name == PEER else name for name in (*vs, *(gate.vs for gate in gates))}
@@ -123,17 +126,18 @@ def _early(what: Subject, name: str) -> Subject | None:
     return None if is_class else reference(what, name)
 
 
-def _check_timeable(what: Subject) -> None:
-    if what.setup.elements == 0:
-        raise Refusal(f"{what.name}: an input without elements takes no time that could be compared")
-    if what.card is not None and what.card.role == "transform":
-        raise Refusal(f"{what.name} transforms a model: it has no forward to time")
+def check_timeable(target: Target) -> None:
+    """Refuse what cannot be timed under any circumstances: a transform of models."""
+    if isinstance(target, Stone) and target.card.role == "transform":
+        raise Refusal(f"{target.name} transforms a model: it has no forward to time")
 
 
 def peer_of(what: Subject) -> Peer | None:
-    """Return the card's peer, None when there is none for these options."""
+    """Return the card's peer, None when there is none for these options or its package is not installed."""
     peer = what.card.peer if what.card is not None else None
-    return peer if peer is not None and formula.evaluate(peer.given, what.symbols) else None
+    if peer is None or not formula.evaluate(peer.given, what.symbols) or (peer.needs and not find_spec(peer.needs)):
+        return None
+    return peer
 
 
 def peer_name(what: Subject) -> str:
@@ -176,11 +180,16 @@ def _check_comparable(what: Subject, target: Target, name: str) -> None:
         raise Refusal(f"{name} is an optimizer: of these only the catalogue's are timed, which `stones list` names")
     if not isinstance(target, Stone):
         return
-    if target.card.role == "transform":
-        raise Refusal(f"{name} transforms a model: it has no forward to compare with")
-    if target.card.works_on_weights != what.on_weight:
-        one, other = ("a weight", "a layer's input") if what.on_weight else ("a layer's input", "a weight")
+    check_timeable(target)
+    one, other = (_works_on(card) for card in (what.card, target.card))
+    if one != other:
         raise Refusal(f"{what.name} works on {one}, {name} on {other}: their times do not compare")
+
+
+def _works_on(card: Card | None) -> str:
+    if card is not None and card.role == "augmentation":
+        return "images"
+    return "a weight" if card is not None and card.works_on_weights else "a layer's input"
 
 
 def _spelt(target: Target, text: str) -> dict[str, OptionValue]:
@@ -226,7 +235,7 @@ class _Layer:
         self.parameters = [p for p in _parameters(self.module) if p.requires_grad]
         self.y: Tensor | None = what.run(self.module, x)
         self.has_gradient = self.y.requires_grad
-        self.gradient = torch.empty_like(self.y, dtype=self.y.dtype if self.has_gradient else x.dtype)
+        self.gradient = torch.empty_like(self.y, dtype=self.y.dtype if self.has_gradient else torch.float32)
         self.gradient.normal_(generator=_generator(what.setup))
         self.y = None
         if compile:

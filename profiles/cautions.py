@@ -24,6 +24,7 @@ class Caution(StrEnum):
     OPEN = "out-of-time"
     THREADS = "threads-exceed-cores"
     LOAD = "load-high"
+    CARD = "card"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ def about_time(name: str, seconds: float) -> Warned:
         f"the interval was still wide, or across its bar, after {seconds:.3g} s",
         "give more seconds or rounds",
     )
+
+
+def about_card(name: str, caution: str) -> Warned:
+    """Warn of what the card of ``name`` says of its times."""
+    return Warned(Caution.CARD, name, caution, f"see `stones show {name}`")
 
 
 def about_machine(threads: int, cores: int, load: float | None, clock: str) -> list[Warned]:

@@ -1,13 +1,14 @@
 """What a command is: its parsing, its help, its way from an exception to a status. The file that looks into Typer.
 
 A command that takes techniques, such as `inspect` or `bench`, is one `Command`: before it parses, it looks for the
-names among its arguments; when there is exactly one, that technique's options join the command's own, so that they are
-parsed, checked, completed and explained like any others. A class named ``pkg.mod:Class`` is imported for that, except
-while the shell asks for completions.
+names among its arguments, or for ``--kind``; the options that all these techniques have join the command's own, so
+that they are parsed, checked, completed and explained like any others. A class named ``pkg.mod:Class`` is imported for
+that, except while the shell asks for completions.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,11 +24,12 @@ from profiles.errors import Refusal
 from profiles.target import Target
 from stones_cli import parse
 from stones_cli.failures import complain, status_of
-from stones_cli.options import PREFIX, parameters
+from stones_cli.options import PREFIX, listed, parameters
 from stones_cli.status import Status
 from stones_cli.streams import kept_for_the_result
 
 _TARGETS = "stones.targets"
+_OWNERS = "stones.owners"
 _OPTIONS = "stones.options"
 _GIVEN = "stones.given"
 
@@ -36,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status; raises SystemExit where the shell asks for completions."""
     from stones_cli.app import app
 
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would warn of memory freed that is older than a profile
     return int(get_command(app).main(list(arguments), prog_name="stones", standalone_mode=False))
 
 
@@ -46,7 +49,7 @@ def named(context: typer.Context) -> tuple[Target, ...]:
 
 
 def given(context: typer.Context) -> dict[str, OptionValue]:
-    """Return the options given to the one technique named; those not given are left to its defaults."""
+    """Return the options given to the techniques named, or of the kind; those not given are left to the defaults."""
     values: Mapping[str, Any] = context.meta[_GIVEN]
     return {name: None if value is parse.NONE else value for name, value in values.items() if value is not None}
 
@@ -97,16 +100,18 @@ class Root(TyperGroup):
 
 
 class Command(TyperCommand):
-    """One command: the options of the technique it is given beside its own, help in panels, values without pydantic."""
+    """One command: the options of its techniques beside its own, help in panels, values without pydantic."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Find the techniques named, take on the options of a single one, parse."""
-        names = self._names(ctx, args) if self._takes_targets else []
+        """Find the techniques named, take on the options that all of them have, parse."""
+        names, kind = self._found(ctx, args) if self._takes_targets else ([], "")
         ctx.meta[_TARGETS] = tuple(_resolved(names, ctx))
+        ctx.meta[_OWNERS] = ctx.meta[_TARGETS] or _timeable(kind)
         ctx.meta[_OPTIONS] = []
-        if len(ctx.meta[_TARGETS]) == 1 and self.name in _WITH_OPTIONS:
+        if ctx.meta[_OWNERS] and self.name in _WITH_OPTIONS:
             taken = {flag for parameter in self.params for flag in parameter.opts}
-            ctx.meta[_OPTIONS] = parameters(ctx.meta[_TARGETS][0], taken)
+            ctx.meta[_OPTIONS] = parameters(ctx.meta[_OWNERS], taken)
+        ctx.ignore_unknown_options = kind not in ("", *catalog.KINDS)  # then it is the kind that is refused
         rest = super().parse_args(ctx, args)
         parsed = _listed(next((ctx.params[name] for name in _NAMES if ctx.params.get(name) is not None), ()))
         if self._takes_targets and parsed != names:  # a name that looked like an option or its value, or the reverse
@@ -140,27 +145,30 @@ class Command(TyperCommand):
             with formatter.section(panel):
                 formatter.write_dl(panels[panel])
         if self.name in _WITH_OPTIONS and not ctx.meta[_OPTIONS]:
-            with formatter.section("Techniques (each has options: name it before --help)"):
-                formatter.write_text(", ".join(catalog.stones()))
+            names = ", ".join(target.name for target in ctx.meta[_OWNERS])
+            none = "Techniques without a common option" if names else "Techniques (options: name one before --help)"
+            with formatter.section(none):
+                formatter.write_text(names or ", ".join(catalog.stones()))
         _write_statuses(formatter)
 
     @property
     def _takes_targets(self) -> bool:
         return any(parameter.name in _NAMES for parameter in self.params)
 
-    def _names(self, ctx: Any, args: list[str]) -> list[str]:
-        """Return the names among ``args``: words that are neither options nor, as far as can be told, their values."""
+    def _found(self, ctx: Any, args: list[str]) -> tuple[list[str], str]:
+        """Return the names among ``args``, neither options nor, as far as can be told, their values, and the kind."""
         before, ctx.ignore_unknown_options = ctx.ignore_unknown_options, True
         try:
             values, rest, _ = self.make_parser(ctx).parse_args(list(args))
         finally:
             ctx.ignore_unknown_options = before
         words = [*_listed(next((values[name] for name in _NAMES if values.get(name) is not None), ())), *rest]
-        return [
+        names = [
             word
             for word, previous in zip(words, ["", *words], strict=False)
             if not word.startswith("-") and (_is_name(word) or not previous.startswith("--") or "=" in previous)
         ]
+        return names, values.get("kind") or ""
 
 
 def _write_statuses(formatter: Any) -> None:
@@ -168,8 +176,8 @@ def _write_statuses(formatter: Any) -> None:
         formatter.write_dl([(str(int(status)), status.meaning) for status in Status])
 
 
-# The commands whose single technique may be given options.
-_WITH_OPTIONS = ("inspect", "bench", "check-invariance", "check-gradients")
+# The commands whose techniques may be given options.
+_WITH_OPTIONS = ("inspect", "bench", "draw", "check-invariance", "check-gradients")
 _NAMES = ("technique", "techniques")  # what a command calls its argument when it is to be resolved here
 
 
@@ -179,6 +187,15 @@ def _listed(value: str | Sequence[str]) -> list[str]:
 
 def _is_name(word: str) -> bool:
     return ":" in word or word.lower().replace("_", "-") in catalog.stones()
+
+
+def _timeable(kind: str) -> tuple[Target, ...]:
+    """Return the techniques of ``kind`` whose options count; none for a word that is no kind."""
+    if kind not in catalog.KINDS:
+        return ()
+    from profiles.kinds import timeable
+
+    return tuple(timeable(kind))
 
 
 def _resolved(names: Sequence[str], ctx: Any) -> list[Target]:
@@ -222,16 +239,25 @@ def _explain(error: typer.TyperException) -> None:
         owner = _owner(option, context)
         message = f"no such option {option}{owner or (f'; did you mean {near[0]}?' if near else '')}"
     if context is not None:
-        first = [target.name for target in context.meta.get(_TARGETS, ())][:1]
-        message += f"\nsee '{' '.join([context.command_path, *first, '--help'])}'"
+        message += f"\nsee '{' '.join([context.command_path, *_chosen(context), '--help'])}'"
     complain(message)
 
 
+def _chosen(context: Any) -> list[str]:
+    """Return what to write before --help for the options that may be given: the names, or the kind."""
+    owners, named = context.meta.get(_OWNERS, ()), context.meta.get(_TARGETS, ())
+    if owners and not named:
+        return ["--kind", owners[0].kind]
+    return [target.name for target in named]
+
+
 def _owner(option: str, context: Any) -> str:
-    """Say whose option it is when several techniques are named: only a single one may be given options."""
-    several = context.meta.get(_TARGETS, ()) if context is not None else ()
+    """Say whose option it is where not all techniques have it: only what all have may be given."""
+    owners = context.meta.get(_OWNERS, ()) if context is not None else ()
     name = option.removeprefix("--").replace("-", "_")
-    owners = [t.name for t in several if any(o.name == name for o in targets.options_of(t))]
-    return (
-        f"; it is an option of {owners[0]}, to be given when no other is named" if len(several) > 1 and owners else ""
-    )
+    have = [t.name for t in owners if any(o.name == name for o in targets.options_of(t))]
+    lack = [t.name for t in owners if t.name not in have]
+    if not have:
+        return ""
+    whose = f"an option of {listed(have)}, not of {listed(lack)}" if lack else f"not alike in {listed(have)}"
+    return f"; it is {whose}: name only techniques that share it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Sequence
+from dataclasses import fields, replace
 from typing import Annotated, Any
 
 import typer
@@ -35,14 +36,13 @@ def offering(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def parameters(target: Target, taken: Container[str]) -> list[Any]:
-    """Return the parameters for the options of ``target``; one whose flag is ``taken`` is spelt ``--class-NAME``."""
-    title = target.card.title if isinstance(target, Stone) else target.name
-    annotations = {}
-    for option in targets.options_of(target):
+def parameters(chosen: Sequence[Target], taken: Container[str]) -> list[Any]:
+    """Return the parameters for the options that all ``chosen`` have; a flag that is ``taken`` is ``--class-FLAG``."""
+    panel, annotations = one_line(f"Options of {_all_of(chosen)}"), {}
+    for option in in_common(chosen):
         flag = option.name.replace("_", "-")
         flag = f"class-{flag}" if f"--{flag}" in taken else flag
-        annotations[PREFIX + option.name] = _annotation(option, flag, one_line(f"Options of {title}"))
+        annotations[PREFIX + option.name] = _annotation(option, flag, panel)
 
     def handler(**values: object) -> None: ...
 
@@ -56,6 +56,49 @@ def parameters(target: Target, taken: Container[str]) -> list[Any]:
     throwaway = typer.Typer(add_completion=False)
     throwaway.command()(handler)
     return list(get_command(throwaway).params)
+
+
+def in_common(chosen: Sequence[Target]) -> list[Option]:
+    """Return the options that all ``chosen`` have under one name and of one type.
+
+    What they differ in, such as ranges, is left to each: a value need fit none of them here.
+    """
+    first, *others = ({option.name: option for option in targets.options_of(target)} for target in chosen)
+    return [
+        _common([option, *(other[name] for other in others)])
+        for name, option in first.items()
+        if all(name in other and _kind(other[name]) == _kind(option) for other in others)
+    ]
+
+
+def _kind(option: Option) -> tuple[type, int]:
+    return option.type, option.axes
+
+
+def _common(same: Sequence[Option]) -> Option:
+    """Return the option that admits whatever one of ``same`` does."""
+    first = same[0]
+    differing = {f.name: f.default for f in fields(Option) if len({repr(getattr(o, f.name)) for o in same}) > 1}
+    words = dict.fromkeys(word for o in same for word in o.choices)
+    joined: dict[str, Any] = {
+        "default": "that of each",
+        "help": " / ".join(dict.fromkeys(o.help for o in same)),
+        "choices": tuple(words) if all(o.choices for o in same) else (),
+        "optional": True,
+    }
+    return replace(first, **{name: joined.get(name, neutral) for name, neutral in differing.items()})
+
+
+def _all_of(chosen: Sequence[Target]) -> str:
+    """Name ``chosen``: a single one by its title, a few by their names."""
+    if len(chosen) == 1:
+        return chosen[0].card.title if isinstance(chosen[0], Stone) else chosen[0].name
+    return listed([target.name for target in chosen]) if len(chosen) <= 3 else f"all {len(chosen)} techniques"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _annotation(option: Option, flag: str, panel: str) -> Any:

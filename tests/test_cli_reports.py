@@ -244,7 +244,7 @@ def test_profiles_are_run_whole_or_in_part(tmp_path):
     assert "--input" in invoke("bench", "--profile", profile, *SMALL).stderr
 
 
-@pytest.mark.parametrize("command", ["inspect", "bench", "check-invariance", "check-gradients"])
+@pytest.mark.parametrize("command", ["inspect", "bench", "draw", "check-invariance", "check-gradients"])
 def test_no_option_of_a_technique_hides_one_of_the_command(command):
     flags = {flag for p in get_command(app).commands[command].params for flag in (*p.opts, *p.secondary_opts)}
     for stone in catalog.stones().values():

@@ -39,6 +39,20 @@ LIGHT = [
     ["bench", "--help"],
     ["bench", "gn", "--groups", "48"],
     ["bench", "gn", "--rounds", "0"],
+    ["bench", "--kind", "conv", "--help"],
+    ["bench", "im2col", "normalized-conv", "--help"],
+    ["bench", "--kind", "nosuch"],
+    ["bench", "--kind", "conv", "-i", "4x4"],
+    ["bench", "--kind", "conv", "im2col"],
+    ["bench", "im2col", "gn", "--groups", "5"],
+    ["draw", "--help"],
+    ["draw", "gn", "--help"],
+    ["draw", "gn"],
+    ["draw", "gn", "-o", "gn.svg"],
+    ["draw", "gn", "-o", "gn.pdf"],
+    ["draw", "gn", "--groups", "2", "-i", "8x64x32x32", "--json"],
+    ["draw", "gn", "--groups", "2", "-o", "/nonexistent/gn.svg"],
+    ["draw", "svb", "-o", "svb.svg"],
     ["check-invariance", "--help"],
     ["check-invariance", "ln", "--property", "nosuch"],
     ["check-invariance", "--list"],
@@ -83,6 +97,10 @@ def test_light_commands_and_usage_errors_import_nothing_heavy():
         ("stones show l", "ln"),
         ("stones inspect gn --gr", "--groups"),
         ("stones bench gn --gr", "--groups"),
+        ("stones draw gn --gr", "--groups"),
+        ("stones bench --kind c", "conv"),
+        ("stones bench --kind conv --pad", "--padding"),
+        ("stones bench im2col normalized-conv --pad", "--padding"),
         ("stones inspect gn --d", "--dtype"),
         ("stones inspect ln --axes ", "channel"),
         ("stones inspect gn --dtype b", "bfloat16"),
@@ -108,6 +126,12 @@ def test_completion_offers_names_options_and_values_without_torch(words, offers)
     )
     assert offers in result.stdout.split()
     assert result.stderr == "[]\n"
+
+
+def test_only_a_picture_imports_matplotlib(tmp_path):
+    gn = ["draw", "gn", "--groups", "2", "-i", "2x4x2"]
+    found = imported([[*gn, "--json"], [*gn, "-o", str(tmp_path / "gn.svg")]], ("matplotlib", "matplotlib.pyplot"))
+    assert [each[:2] for each in found] == [("0", "[]"), ("0", "['matplotlib']")]
 
 
 def test_inspect_imports_no_compiler():

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
+from layers.card import OptionError
+from profiles.target import Target
 from stones_cli.failures import complain
 from stones_cli.status import Status
 
@@ -18,11 +20,21 @@ from stones_cli.status import Status
 def import_torch() -> None:
     """Import torch with the cyclic collector off, and keep what it made out of the collector's sight for good."""
     if "torch" not in sys.modules:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of memory freed that is older than a profile
         gc.disable()
         importlib.import_module("torch")
         gc.freeze()
     gc.enable()
+
+
+@contextmanager
+def naming(target: Target, among: Collection[Target]) -> Iterator[None]:
+    """Say in front of an OptionError of the block whose options it is about, where several share them."""
+    try:
+        yield
+    except OptionError as error:
+        if len(among) < 2:
+            raise
+        raise OptionError(f"{target.name}: {error}", error.option) from error
 
 
 def judged(failed: Sequence[str]) -> Status:

@@ -1,4 +1,4 @@
-"""`stones bench`: how fast layers run, beside their references and a plain copy."""
+"""`stones bench`: how fast layers run, beside their references and a plain copy; named, of a kind, or of a profile."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from layers.catalog import KINDS
 from profiles.errors import Refusal
-from profiles.subject import default_shape
+from profiles.subject import default_shape, subject
 from stones_cli import common, parse
 from stones_cli import expect as expectations
 from stones_cli.commands import given, named, was_given
 from stones_cli.failures import complain
-from stones_cli.handlers import import_torch
+from stones_cli.handlers import import_torch, naming
 from stones_cli.options import complete_names
 from stones_cli.progress import Bar
 from stones_cli.report.emit import emit
 from stones_cli.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from profiles.bench import Bench, Progress
-    from profiles.cases import Case
+    from profiles.cases import Gate
     from profiles.subject import Setup
     from profiles.target import Target
 
@@ -34,6 +35,16 @@ _OF_PROFILES = (
 )  # fmt: skip
 
 
+Kind = Annotated[
+    str | None,
+    common.choice(
+        "--kind",
+        among=KINDS,
+        of="kind",
+        help=f"every technique of it that can be timed, instead of names: one of {', '.join(KINDS)}",
+        panel=TIMING,
+    ),
+]
 Vs = Annotated[
     list[str] | None,
     typer.Option(
@@ -91,6 +102,7 @@ FailInconclusive = Annotated[
 def bench(
     context: typer.Context,
     techniques: common.Names = None,
+    kind: Kind = None,
     vs: Vs = None,
     forward: Forward = False,
     backward: Backward = False,
@@ -116,18 +128,23 @@ def bench(
     """Time techniques beside torch's layers and a plain copy.
 
     Everything is interleaved in one process; what counts is the ratio of each round, not the time. Without techniques:
-    the profile quick. Ctrl-C ends it and reports what was measured so far.
+    the profile quick. Options that all the techniques have are given to all; of a kind, those that refuse are listed.
+    Ctrl-C ends it and reports what was measured so far.
     """
     where = common.destination(format_, json, output)
-    if profile is not None or not named(context):
+    if kind is not None and (named(context) or profile is not None):
+        raise Refusal(f"--kind {kind} names its techniques: give no names and no --profile beside it")
+    if kind is None and (profile is not None or not named(context)):
         if unfit := was_given(context, _OF_PROFILES):
             raise Refusal(f"{unfit} is for techniques named here; a profile says it itself")
         what = _profiled("quick" if profile is None else profile, named(context))
     else:
         sizes = shape if was_given(context, ("shape",)) else None
-        setups = {t: _setup(t, sizes, dtype, device, memory_format, train, seed) for t in named(context)}
         directions = [name for name, on in _directions(forward, backward, both).items() if on] or ["forward"]
-        what = _named(context, setups, directions, vs, max_ratio, compile_)
+        settings = {"vs": vs or None, "gates": _gates(vs, max_ratio), "compile": compile_}
+        what = _chosen(
+            context, kind, lambda t: _setup(t, sizes, dtype, device, memory_format, train, seed), directions, settings
+        )
     what = _planned(what, rounds, budget, threads)
     record = _run(what)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
@@ -142,25 +159,33 @@ def _directions(forward: bool, backward: bool, both: bool) -> dict[str, bool]:
     return {"forward": forward, "backward": backward, "forward+backward": both}
 
 
-def _named(
+def _gates(vs: Sequence[str] | None, max_ratio: float | None) -> list[Gate]:
+    """Return a gate for each reference when there is a bar."""
+    from profiles.cases import Gate
+
+    return [] if max_ratio is None else [Gate(name, max_ratio) for name in vs or ["peer"]]
+
+
+def _chosen(
     context: typer.Context,
-    setups: Mapping[Target, Setup],
+    kind: str | None,
+    setup: Callable[[Target], Setup],
     directions: Sequence[str],
-    vs: Sequence[str] | None,
-    max_ratio: float | None,
-    compile_: bool,
+    settings: Mapping[str, Any],
 ) -> Bench:
-    """Return a case for each technique and direction, with a gate for each reference when there is a bar."""
+    """Return a case for each technique, those named or those of a kind, and each direction."""
     from profiles.bench import Bench
-    from profiles.cases import Gate, case
-    from profiles.subject import subject
+    from profiles.cases import Case, case
+    from profiles.kinds import bench_of
 
-    def made(target: Target, direction: str) -> Case:
-        what = subject(target, given(context), setups[target])
-        gates = [] if max_ratio is None else [Gate(name, max_ratio) for name in vs or ["peer"]]
-        return case(what, direction, vs=vs or None, gates=gates, compile=compile_)
-
-    return Bench(tuple(made(target, direction) for target in setups for direction in directions))
+    if kind is not None:
+        return bench_of(kind, given(context), setup, directions, **settings)
+    cases = list[Case]()
+    for target in dict.fromkeys(named(context)):
+        with naming(target, named(context)):
+            what = subject(target, given(context), setup(target))
+            cases += [case(what, direction, **settings) for direction in directions]
+    return Bench(tuple(cases))
 
 
 def _setup(target: Target, shape: parse.Shape | None, *circumstances: Any) -> Setup:
@@ -210,6 +235,7 @@ def _run(what: Bench) -> dict[str, Any]:
             "environment": environment(what.cases[0].subject.setup.device),
             "plan": plan,
             "cases": [],
+            "skipped": [asdict(skipped) for skipped in what.skipped],
             "warnings": [],
             "verdict": None,
             "interrupted": True,

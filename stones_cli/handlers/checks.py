@@ -14,7 +14,7 @@ from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.transformations import PROPERTIES
 from stones_cli import common
 from stones_cli.commands import given, named
-from stones_cli.handlers import import_torch, judged
+from stones_cli.handlers import import_torch, judged, naming
 from stones_cli.progress import Bar
 from stones_cli.report.emit import deliver
 from stones_cli.status import Status
@@ -146,7 +146,8 @@ def _rows(
             bar.show(len(rows) / (cells * lines), f"{row.stone} {row.property} {row.carrier}")
 
         for target in targets:
-            check(target, Conditions(options) if options else None, progress=note, **chosen)
+            with naming(target, named(context)):
+                check(target, Conditions(options) if options else None, progress=note, **chosen)
     return rows
 
 

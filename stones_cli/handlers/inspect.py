@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from profiles.errors import Refusal
+from profiles.errors import Refusal, with_article
 from profiles.subject import Subject, default_shape, subject
 from profiles.target import Target, card_of, resolve
 from stones_cli import common, parse
@@ -62,6 +62,7 @@ def inspect(
     """Count parameters, FLOPs, statistics and saved bytes.
 
     What the card says stands beside what is measured. For a technique that transforms models: what becomes of one.
+    For an augmentation: its policy in degrees, pixels and factors, beside what Pillow makes of the same images.
     For one on weights with --model: which parameters of the model it is for, with state and FLOPs of a step.
     Exit status 1 when a number of the card is not what is measured, or when an expectation fails.
     """
@@ -75,11 +76,16 @@ def inspect(
     record = _record(chosen, model, measure, fvcore)
     outcomes = expectations.judge(expect or (), record)
 
+    from stones_cli.report.augmentation import augmentation
     from stones_cli.report.inspection import contradictions, inspection
     from stones_cli.report.transformation import touched, transformation
 
-    draw = {"stones.transform/1": transformation, "stones.touched/1": touched}.get(record["schema"], inspection)
-    emit(draw(record, outcomes), where)
+    reports = {
+        "stones.transform/1": transformation,
+        "stones.touched/1": touched,
+        "stones.augmentation/1": augmentation,
+    }
+    emit(reports.get(record["schema"], inspection)(record, outcomes), where)
     failed = [*contradictions(record), *(str(outcome) for outcome in outcomes if not outcome.ok)]
     return judged(failed)
 
@@ -106,11 +112,14 @@ def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, me
         unfit = was_given(context, tuple(name for name in _OF_LAYERS if name not in of_data))
         if unfit or (shape and not takes_batch(chosen)):
             raise Refusal(f"{unfit or shape} is for layers; {chosen.name} transforms a model, which --model names")
+    if chosen.on_images and (of_layers := was_given(context, ("dtype", "train", "fvcore"))):
+        raise Refusal(f"{of_layers} is for layers; {chosen.name} works on uint8 images, in any mode")
     if model is not None and ":" not in model:
         raise Refusal(f"--model {model!r} is no factory; give pkg.mod:factory or file.py:factory")
     if model is not None and not _transforms(chosen):
         if not is_for_weights(chosen):
-            raise Refusal(f"--model is for techniques that transform a model or its weights; {chosen.name} is a layer")
+            what = with_article(chosen.role)
+            raise Refusal(f"--model is for techniques that transform a model or its weights; {chosen.name} is {what}")
         if unfit or shape:
             raise Refusal(f"{unfit or shape} has no meaning beside --model, whose parameters have their own shapes")
         if own := sorted(OF_THE_MODEL & given(context).keys()):
@@ -126,6 +135,10 @@ def _record(chosen: Subject, model: str | None, measure: bool, fvcore: bool) -> 
         from profiles import touched
 
         return touched.inspect(chosen, resolve(model))
+    if chosen.on_images:
+        from profiles import augmentations
+
+        return augmentations.inspect(chosen, measure=measure)
     return _counted(chosen, measure, fvcore)
 
 

@@ -1,8 +1,12 @@
-"""`stones bench`: times as multiples of a copy, ratios with their intervals and verdicts, reasons to doubt."""
+"""`stones bench`: times as multiples of a copy, ratios with their intervals and verdicts, reasons to doubt.
+
+A table of times and one of ratios for each direction, narrow enough for 80 characters; CSV has all numbers in one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from stones_cli.expect import Outcome
@@ -10,41 +14,84 @@ from stones_cli.report.inspection import expected, judged
 from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
 
 Record = Mapping[str, Any]
-_TIMES = ("ms", "iqr_ms", "copies", "gb_per_s", "of_copy_bandwidth", "gflop_per_s")
-_TITLES = ("ms", "IQR ms", "× copy", "GB/s", "of copy's GB/s", "GFLOP/s")
+_NUMBERS = {
+    "ms": "ms",
+    "iqr_ms": "IQR ms",
+    "copies": "× copy",
+    "gb_per_s": "GB/s",
+    "of_copy_bandwidth": "of copy's GB/s",
+    "gflop_per_s": "GFLOP/s",
+    "workspace_bytes": "workspace",
+}
+_COSTS, _RATES = ("copies", "workspace_bytes"), ("gb_per_s", "gflop_per_s")
 
 
 def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
     """Return the report of one record of `profiles.bench.bench` and of the expectations about it."""
     document = {**record, "expectations": judged(outcomes)}
-    return Report(document, (*_parts(record), *expected(outcomes)), items="cases")
+    parts = (*_parts(record), *expected(outcomes))
+    return Report(document, parts, items="cases", data=_everything(record["cases"]))
 
 
 def _parts(record: Record) -> Iterator[Table | Prose]:
     cases = record["cases"]
-    yield table("Times", ("case", "direction", "candidate", "as", *_TITLES), _times(cases))
-    columns = ("case", "direction", "vs", "ratio", "95 % interval", "noise floor", "bar", "verdict")
-    yield table("Ratios", columns, _ratios(cases))
+    for direction in dict.fromkeys(case["direction"] for case in cases):
+        measured = [case for case in cases if case["direction"] == direction]
+        yield _times(f"Times, {direction}", measured)
+        columns = ("case", "vs", "ratio", "95 % interval", "noise floor", "bar", "verdict")
+        yield table(f"Ratios, {direction}", columns, _ratios(measured))
+    if record["skipped"]:
+        yield Prose("Not timed", tuple(f"{skipped['name']}: {skipped['reason']}" for skipped in record["skipped"]))
     doubts = [*record["warnings"], *(warning for case in cases for warning in case["warnings"])]
     if doubts:
-        yield Prose("Doubts", tuple(f"{w['about']}: {w['message']}; {w['advice']}" for w in doubts))
+        sentences = (f"{doubt['about']}: {doubt['message']}; {doubt['advice']}" for doubt in doubts)
+        yield Prose("Doubts", tuple(dict.fromkeys(sentences)))
     yield Prose("", tuple(_circumstances(record)))
 
 
-def _times(cases: Sequence[Record]) -> Iterator[tuple[Cell, ...]]:
-    for case in cases:
-        for candidate in case["candidates"]:
-            kind = "yardstick" if candidate["role"] == "yardstick" else ""  # of another computation
-            what = case["name"], case["direction"], candidate["name"], kind
-            yield *what, *(candidate[name] or None for name in _TIMES)
+def _times(title: str, cases: Sequence[Record]) -> Table:
+    """Return the times of all candidates, those of a case from its stone to its copy; for narrow terminals in two."""
+
+    def made(title: str, names: Sequence[str], spread: Sequence[str] = ()) -> Table:
+        rows = (
+            (c["name"], *((c["ms"], f"{c['iqr_ms'] / c['ms']:.1%}") if spread else ()), *(_shown(c, n) for n in names))
+            for case in cases
+            for c in case["candidates"]
+        )
+        return table(title, ("candidate", *spread, *(_NUMBERS[name] for name in names)), rows)
+
+    time = ("ms", "IQR")
+    narrow = made(title, _COSTS, time), made(title.replace("Times", "Rates"), _RATES)
+    return replace(made(title, ("copies", *_RATES, "workspace_bytes"), time), narrow=narrow)
+
+
+def _everything(cases: Sequence[Record]) -> Table:
+    """Return every number of every candidate, a candidate a row."""
+    rows = (
+        (case["name"], case["direction"], c["name"], _yardstick(c), *(_shown(c, name) for name in _NUMBERS))
+        for case in cases
+        for c in case["candidates"]
+    )
+    return table("Times", ("case", "direction", "candidate", "as", *_NUMBERS.values()), rows)
+
+
+def _shown(candidate: Record, name: str) -> Cell:
+    """Return a number of ``candidate``; no rate is 0 but for want of anything to count."""
+    found: Cell = candidate[name]
+    return None if found == 0 and name != "workspace_bytes" else found
+
+
+def _yardstick(candidate: Record) -> str:
+    return "yardstick" if candidate["role"] == "yardstick" else ""  # of another computation
 
 
 def _ratios(cases: Sequence[Record]) -> Iterator[tuple[Cell, ...]]:
     for case in cases:
+        marks = {c["name"]: f" ({_yardstick(c)})" for c in case["candidates"] if _yardstick(c)}
         for ratio in case["ratios"]:
             verdict = ratio["verdict"] and f"{ratio['verdict']}{' (advisory)' if ratio['advisory'] else ''}"
             found = ratio["ratio"], _interval(*ratio["ratio_ci95"]), f"{ratio['noise_floor']:.1%}"
-            yield case["name"], case["direction"], ratio["vs"], *found, ratio["max_ratio"], verdict
+            yield case["name"], ratio["vs"] + marks.get(ratio["vs"], ""), *found, ratio["max_ratio"], verdict
 
 
 def _interval(low: float, high: float) -> str:
@@ -60,6 +107,9 @@ def _circumstances(record: Record) -> Iterator[str]:
             f"{given['memory_format']}, {case['mode']}, {case['rounds']} rounds in {case['seconds']:.3g} s"
             + (f", {again} blocks preempted and run again" if again else "")
         )
+        if any(c["images_per_s"] for c in case["candidates"]):
+            rates = (f"{c['name']} {c['images_per_s']:,.0f}" for c in case["candidates"])
+            yield f"Images per second: {', '.join(rates)}"
     yield (
         f"{machine['gpu'] or machine['cpu'] or 'unknown processor'}, {plan['threads']} thread(s), "
         f"{plan['clock']} clock, torch {machine['torch']}, Python {machine['python']}"

@@ -79,6 +79,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "peer": card.peer.target if card.peer else None,
         "notes": list(card.notes),
         "picture": list(card.picture),
+        "caution": card.caution or None,
     }
 
 
@@ -115,15 +116,19 @@ def _page_parts(stone: Stone) -> Iterator[Part]:
         rows = [(s.name, s.symbolic(), _shape(s), state, _condition(s), s.help) for s, state in tensors]
         columns = ("name", "as the notes write it", "shape", "state", "given", "what it is")
         yield table("State" if card.state else "Statistics and buffers", columns, rows)
-    if card.role != "transform":
+    if card.role not in ("transform", "augmentation"):
         yield table("Formulas", ("what", "formula"), _formulas(card))
         symbols = WEIGHT_SYMBOLS if card.works_on_weights else SYMBOLS
         yield Prose("", (symbols, *((card.explained,) if card.explained else ())))
+    elif card.explained:
+        yield Prose("", (card.explained,))
     yield from _claims(card.claims)
     if card.identities:
         yield table("Identities", ("equation", "under"), [(i.says, _under(i)) for i in card.identities])
     if card.notes:
         yield Prose("What the notes, papers or public code got wrong", card.notes)
+    if card.caution:
+        yield Prose("Doubts about its times", (card.caution,))
     yield Prose("Paper", (str(card.paper),))
 
 
@@ -138,6 +143,9 @@ _ROLES = {
 def _behaviour(card: Card) -> str:
     if card.role == "transform":
         return "It transforms a model and adds no parameters to it; `stones inspect` shows what becomes of one."
+    if card.role == "augmentation":
+        images = "It augments images (N, 3, H, W) uint8, each by itself; `stones inspect` shows with what."
+        return f"{images} {_beside(card.peer)}."
     if card.works_on_weights:
         return f"{_ROLES[card.role]} `stones inspect --model` says which parameters of a model it is for."
     couples = {
@@ -167,7 +175,8 @@ def _beside(peer: Peer | None) -> str:
         return ""
     name = peer.target.format(d="N")
     what = "computes the same" if peer.same else "is a yardstick and computes other outputs"
-    return f"`stones bench` puts {name} beside it, which {_by_formula(what, what, peer.given)}"
+    there = f" where {peer.needs} is installed" if peer.needs else ""
+    return f"`stones bench` puts {name} beside it{there}, which {_by_formula(what, what, peer.given)}"
 
 
 def _by_formula(when: str, otherwise: str, condition: str) -> str:

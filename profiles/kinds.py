@@ -1,0 +1,54 @@
+"""Every technique of a kind, each beside its peer: what `bench` times when a kind is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from layers import catalog
+from layers.card import OptionValue
+from layers.catalog import KINDS, Stone
+from profiles.bench import Bench
+from profiles.cases import Case, Gate, case, check_timeable
+from profiles.errors import Refusal
+from profiles.skips import Skips
+from profiles.subject import Setup, subject
+
+
+def stones_of(kind: str) -> list[Stone]:
+    """Return the techniques of ``kind``; raises `Refusal` for a kind that is none."""
+    if kind not in KINDS:
+        raise Refusal(f"kind={kind!r} is not one of {', '.join(KINDS)}")
+    return [stone for stone in catalog.stones().values() if stone.kind == kind]
+
+
+def timeable(kind: str) -> list[Stone]:
+    """Return the techniques of ``kind`` that can be timed under some circumstances: all but transforms of models."""
+    return [stone for stone in stones_of(kind) if stone.card.role != "transform"]
+
+
+def bench_of(
+    kind: str,
+    options: Mapping[str, OptionValue],
+    setup: Callable[[Stone], Setup],
+    directions: Sequence[str] = ("forward",),
+    *,
+    vs: Sequence[str] | None = None,
+    gates: Sequence[Gate] = (),
+    compile: bool = False,
+) -> Bench:
+    """Return the bench of every technique of ``kind`` with ``options``, under ``setup`` of it, in all ``directions``.
+
+    What cannot be timed, or refuses the options or the input, is left out and stands under ``skipped``, in the record
+    too. The rest is that of `cases.case`. Raises `Refusal` when nothing is left.
+    """
+    skips, cases = Skips(wanted=True), list[Case]()
+    for stone in stones_of(kind):
+        for direction in directions:
+            with skips.leaving_out(stone.name):
+                check_timeable(stone)
+                what = subject(stone, options, setup(stone))
+                cases.append(case(what, direction, vs=vs, gates=gates, compile=compile))
+    skips.check(cases)
+    if not cases:
+        raise Refusal(f"there is no technique of the kind {kind} yet")
+    return Bench(tuple(cases), skips=True, skipped=tuple(skips.found))
