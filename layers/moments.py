@@ -101,7 +101,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, link: _Link) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        mean, var = _moments(x)
+        mean, var = plane_moments(x)
         ctx.link = link
         ctx.save_for_backward(x, mean)
         return x.view_as(x), mean, var
@@ -117,7 +117,7 @@ class _Moments(torch.autograd.Function):
         if grad_y is None:  # double backward, in plain operations that can be differentiated again
             return (_planes_of(slope, x) * x.to(mean.dtype) + _planes_of(offset, x)).to(x.dtype), None
         scale, ctx.link.scale = ctx.link.scale, None
-        return _combine(grad_y, scale, x, slope, offset), None
+        return combine_planes(grad_y, scale, x, slope, offset), None
 
 
 class _Affine(torch.autograd.Function):
@@ -139,14 +139,14 @@ class _Affine(torch.autograd.Function):
             return None, (grad * _planes_of(scale, wide)).to(x.dtype), product, None, grad.flatten(2).sum(2), None
         ctx.link.scale = scale
         grad = grad.contiguous(memory_format=_format(x))
-        total, product = _sums(grad, x, own)
+        total, product = plane_sums(grad, x, own)
         return grad, None, product, None, total, None
 
 
 # The five passes over the data. Each has a path for planes (contiguous) and one for channels_last.
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane, N×C. On CPU the standardising kernel gives both, slice by slice."""
     wide = wide_dtype(x.dtype)
     if x.device.type != "cpu" and x.device.type != "meta":
@@ -159,6 +159,10 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
             mean[rows] = part.mean(1)
             var[rows] = (part - mean[rows].unsqueeze(1)).square_().mean(1)
         return mean, var
+    if x.numel() <= CHUNK * torch.get_num_threads():  # one slice: on small maps the kernel alone takes half the time
+        batch, channels, size = *x.shape[:2], x.shape[2:].numel()
+        _, mean, rstd = torch.native_group_norm(x.to(wide), None, None, batch, channels, size, channels, 0.0)
+        return mean, rstd.pow_(-2)
     planes, flat_mean, flat_var = x.flatten(0, 1).flatten(1), mean.flatten(), var.flatten()
     size = planes.shape[1]
     for rows in _slices(planes):
@@ -178,7 +182,9 @@ def _apply(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
 
 
 def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
-    """The same for contiguous planes: evaluation-mode batch normalization with one channel per plane."""
+    """The same for contiguous planes: evaluation-mode batch normalization, with one channel per plane if N×C."""
+    if scale.dim() == 1:
+        return torch.native_batch_norm(x, scale, offset, own, torch.ones_like(own), False, 0.0, 0.0)[0]
     size = x.shape[0] * x.shape[1]
     view = x.reshape(1, size, -1)
     ones = torch.ones(size, dtype=own.dtype, device=x.device)
@@ -189,7 +195,7 @@ def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
     return out
 
 
-def _sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+def plane_sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Σ grad and Σ grad·(x − own) over each plane, N×C."""
     if not x.is_contiguous():
         sums = torch.empty(2, *own.shape, dtype=own.dtype, device=x.device)
@@ -207,8 +213,20 @@ def _sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return total.view(own.shape), product.view(own.shape)
 
 
-def _combine(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """scale·grad + slope·x + offset, in the dtype of x (which is grad's too)."""
+def channel_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ grad and Σ grad·(x − mean)·rstd over each channel of contiguous data: by planes unless all stays in cache."""
+    shape, large = x.shape[:2], x.numel() > CHUNK * torch.get_num_threads()
+    if large:
+        mean, rstd = (numbers.expand(shape).reshape(-1) for numbers in (mean, rstd))
+        grad, x = (t.reshape(1, mean.numel(), -1) for t in (grad, x))
+    _, product, total = torch.ops.aten.native_batch_norm_backward(
+        grad, x, rstd, None, None, mean, rstd, True, 0.0, [False, True, True]
+    )
+    return (total.view(shape).sum(0), product.view(shape).sum(0)) if large else (total, product)
+
+
+def combine_planes(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    """scale·grad + slope·x + offset, numbers N×C or C, in the dtype of x (which is grad's too)."""
     if x.dtype != scale.dtype:  # one rounding at the end, not two
         wide = torch.addcmul(_planes_of(offset, x), x.to(scale.dtype), _planes_of(slope, x))
         return wide.addcmul_(grad.to(scale.dtype), _planes_of(scale, x)).to(x.dtype)

@@ -43,6 +43,12 @@ class Carrier:
         kept = (size + 2 * self.padding - k + 1 for size, k in zip(self.positions, self.kernel, strict=True))
         return (BATCH, CHANNELS, *kept)
 
+    @property
+    def sizes(self) -> str:
+        """What it maps from and to, in words: the shapes of x and y."""
+        shapes = (BATCH, self.inputs, *self.positions), self.output
+        return " → ".join("x".join(map(str, shape)) for shape in shapes)
+
     def scenes(self, count: int, *, bias: bool, seed: int) -> list[Scene]:
         """Draw ``count`` scenes from ``seed``: one weight (and bias, else zeros), a new batch each."""
         import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from layers import catalog
-from layers.card import Claim
+from layers.card import Claim, OptionValue
 from layers.catalog import Stone
 from profiles.behind import Behind
 from profiles.carriers import Carrier
@@ -133,17 +133,36 @@ def fill(
 ) -> list[Row]:
     """Return the cells that ``measure`` makes of every case on every carrier; ``progress`` gets each as it is made.
 
-    Raises `Refusal` as `cases` does, and when nothing was claimed and nothing could be measured.
+    Raises `Refusal` as `cases` does, and when nothing was claimed and nothing could be measured. Raises OptionError for
+    options that a stone refuses whatever the sizes.
     """
     made, rows = cases(target, conditions), []
+    if isinstance(target, Stone) and conditions is not None:
+        target.card.check({}, conditions.options)
     with using_threads(1):
         for row in (row for case in made for carrier in carriers for row in measure(case, carrier, columns)):
             rows.append(row)
             if progress is not None:
                 progress(row)
     if rows and not any(case.claim for case in made) and all(row.verdict == "n/a" for row in rows):
+        measured = made[0].conditions
+        if isinstance(target, Stone) and not measured.weight:
+            raise Refusal(_unfitting(target, measured.options, carriers[-1], rows[-1]))
         raise Refusal(rows[0].reason)
     return rows
+
+
+def _unfitting(target: Stone, given: Mapping[str, OptionValue], carrier: Carrier, cell: Cell) -> str:
+    """Say that ``target`` fits no carrier, why not the last (by a cell of it), and what would fit it after the card."""
+    options = f" with {_written(given)}" if given else ""
+    fitting = (claim.options for claim in target.card.claims if claim.options and carrier.name in claim.carriers)
+    remedy = "".join(f"; it fits with {_written(claimed)}" for claimed in [*fitting][:1])
+    why = f"on {carrier.name} ({carrier.sizes}) {cell.reason}{remedy}"
+    return f"{target.name}{options} does not fit the carriers, whose sizes are fixed: {why}"
+
+
+def _written(options: Mapping[str, OptionValue]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 def worst(trials: Sequence[Behind], measure: Callable[[Behind], Found], broken: float = BROKEN) -> tuple[Behind, Found]:

@@ -19,7 +19,7 @@ from profiles.carriers import BATCH, CHANNELS, Carrier, Scene
 from profiles.errors import Refusal
 from profiles.prepared import perturb
 from profiles.subject import Setup, Subject, subject
-from profiles.target import Foreign, Target, options_of
+from profiles.target import Foreign, Target, card_of, options_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -107,7 +107,7 @@ def _kernel(target: Target, options: Mapping[str, OptionValue], carrier: Carrier
     imposed = {"out_channels": CHANNELS, "kernel_size": size, "padding": padding}
     for name in options:
         if name in imposed or name in INPUTS:
-            raise Refusal(f"--{name.replace('_', '-')} is that of the carrier ({carrier.name}) here: leave it out")
+            raise Refusal(f"--{name.replace('_', '-')} is that of the carrier here: leave it out")
     if "padding" not in names:
         if padding:
             raise Refusal(f"{target.name} takes no padding")
@@ -125,6 +125,10 @@ def _kernel(target: Target, options: Mapping[str, OptionValue], carrier: Carrier
 
 def _layer(target: Target, conditions: Conditions, carrier: Carrier) -> Subject:
     """Return the layer for the output of ``carrier``."""
+    card, sizes = card_of(target), len(carrier.output)
+    if card is not None and sizes not in card.ranks:
+        counts = " or ".join(map(str, card.ranks))
+        raise Refusal(f"{target.name} needs {counts} sizes, N x C x positions; what {carrier.name} gives has {sizes}")
     options = _with_least_eps(target, conditions.options)
     made = subject(target, options, _setup(carrier.output, conditions.mode))
     known = {option.name for option in options_of(target)}
@@ -168,7 +172,7 @@ def _weight_of(module: nn.Module, name: str, weight: Tensor) -> str:
     found = max(kernels, key=lambda each: kernels[each].numel())
     if kernels[found].shape != weight.shape:
         shapes = [" x ".join(map(str, tensor.shape)) for tensor in (kernels[found], weight)]
-        raise Refusal(f"{name} has a weight of {shapes[0]}, the check needs {shapes[1]}: outputs first")
+        raise Refusal(f"{name} has a weight of {shapes[0]}, the check needs {shapes[1]}, outputs first")
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from claims import cells, lying
 
 from layers import card as vocabulary
+from layers.card import OptionError
 from layers.catalog import stone, stones
 from profiles.carriers import CARRIERS
 from profiles.chain import has_weight
@@ -119,6 +120,45 @@ def test_a_class_is_not_applicable_where_it_refuses_to_run():
         assert all(by_stone[row.property, row.carrier] == row.holds for row in rows if row.carrier not in refused)
         with pytest.raises(Refusal, match="refuses an input of"):
             check(resolve(name), carriers=refused)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("irevnet-squeeze", {"block_size": 2}, "block_size=(2, 2) does not divide the input of 7×6"),
+        ("subpixel", {"scale": 3}, "a weight of 108 x 5 x 3 x 3, the check needs 12 x 5 x 3 x 3"),
+        ("split-merge", {}, "window=(2, 2) does not divide 7×6 positions"),
+        ("gn", {"groups": 5}, "groups=5 does not divide 12 channels"),
+        ("ghost-bn", {"ghost_size": 3}, "ghost_size=3 does not divide the batch of 8"),
+    ],
+)
+def test_options_that_fit_no_carrier_are_refused_for_its_sizes_beside_those_of_a_claim(name, options, message):
+    with pytest.raises(Refusal) as refused:
+        check(stone(name), Conditions(options=options), properties=["w-scale"])
+    said = str(refused.value)
+    _, where, why = said.partition("the carriers, whose sizes are fixed: on conv-padded (8x5x7x6 → 8x12x7x6) ")
+    assert where
+    assert message in why
+    assert "--input" not in said
+    assert all(f"{name} with {option}={value!r} does not fit" in said for option, value in options.items())
+    (claimed,) = {str(claim.options): claim.options for claim in stone(name).card.claims}.values()
+    assert said.endswith("; it fits with " + ", ".join(f"{option}={value!r}" for option, value in claimed.items()))
+    rows = check(stone(name), Conditions(options=claimed), properties=["w-scale"], carriers=["conv-padded"])
+    assert [row.verdict for row in rows] == ["measured"]
+
+
+def test_maps_alone_are_not_applicable_on_vectors():
+    rows = check(stone("spp"), Conditions(), properties=["w-scale"])
+    assert [(row.carrier, row.reason) for row in rows if row.verdict == "n/a"] == [
+        ("linear", "spp needs 4 sizes, N x C x positions; what linear gives has 2")
+    ]
+    with pytest.raises(Refusal, match=r"on linear \(8x7 → 8x12\) spp needs 4 sizes, N x C x positions; .* has 2$"):
+        check(stone("spp"), Conditions(), properties=["w-scale"], carriers=["linear"])
+
+
+def test_an_option_out_of_range_is_refused_without_a_carrier():
+    with pytest.raises(OptionError, match=r"^eps=-1\.0 is out of range"):
+        check(stone("bn"), Conditions(options={"eps": -1.0}), properties=["w-scale"])
 
 
 def test_a_degenerate_layer_is_not_applicable(tmp_path):

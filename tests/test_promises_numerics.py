@@ -180,13 +180,12 @@ def test_autocast_works_and_keeps_the_dtype(case: Case):
     shape = case.shape()
     before = torch.nn.Linear(shape[-1], shape[-1], bias=False)
     x = normal(shape, dtype=torch.float32)
-    with torch.no_grad():
-        wanted = outputs(widened(layer)(before.double()(x.double())))[0]
-    before.float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         into = before(x.requires_grad_())
         y = outputs(copy.deepcopy(layer)(into))[0]
         wide = outputs(copy.deepcopy(layer)(into.float()))[0]
+    with torch.no_grad():
+        wanted = outputs(widened(layer)(into.double()))[0]
     assert (y.dtype, wide.dtype) == (torch.bfloat16, torch.bfloat16 if case.convolves else torch.float32)
     assert_near(y, wanted, 16 * torch.finfo(torch.bfloat16).eps, what="y")
     (y.float() * normal(y.shape, seed=7)).sum().backward()

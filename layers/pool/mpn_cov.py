@@ -120,10 +120,10 @@ card = Card(
         "if method == 'isqrt' else 8*N*R**3 + 4*N*R*R)",
     ),
     executed=Flops(
-        "reduced*(2*E*R + (8*T + 16*N*R + 11*R if train else 2*T + R*C + 5*R)) + 2*T*R + 3*T + N*R*R + N*R + "
+        "reduced*(2*E*R + (8*T + 8*N*R + 14*R if train else 2*T + R*C + 5*R)) + 2*T*R + 3*T + N*R*R + N*R + "
         "(N*R**3*2*products + (iters + 3)*N*R*R + 2*N*R + R*R if method == 'isqrt' else "
         "11*N*R**3 + 4*N*R*R + 2*N*R + N + (N*R*R + N if norm == 'l2' else 3*N*R*R + N if norm == 'fro' else 0))",
-        "reduced*(4*E*R + (8*T + 23*N*R + 2*R if train else 2*T + 3*R*C + 2*R)) + 2*T*R + 3*T + 2*N*R*R + "
+        "reduced*(4*E*R + (8*T + 11*R if train else 2*T + 3*R*C + 2*R)) + 2*T*R + 3*T + 2*N*R*R + "
         "(N*R**3*(6 if iters == 1 else 18*(iters - 1)) + (4*iters + 9)*N*R*R + N*R + 3*N + R*R "
         "if method == 'isqrt' else "
         "8*N*R**3 + 14*N*R*R + (7*N*R*R + 3*N if norm == 'l2' else 9*N*R*R if norm == 'fro' else 0))",
@@ -132,7 +132,7 @@ card = Card(
     "C×C matrices where the published code has 10k − 12 and keeps 2k + 3 of them per sample. The gradient of the "
     "covariance is one product. The published code centres by an M×M matrix: N·C·M² multiply-adds more. Eigenvectors "
     "count 9 C³ nominally, in the column of fvcore too, which counts products by one per multiply-add.",
-    saved="4*T + 4*N*R*R + reduced*(4*E + (4*T + 12*N*R + 8*R if train else 4*R*C + 8*R)) + "
+    saved="4*T + 4*N*R*R + reduced*(4*E + (4*T + 8*R if train else 4*R*C + 8*R)) + "
     "(0 if method == 'isqrt' else "
     "4*N*R + (4*N*R*R + 5*N if norm == 'l2' else 4*N*R*R + 9*N if norm == 'fro' else 0))",
     traffic=Flops("B*(E + N*D)", "B*(2*E + N*D)"),

@@ -90,9 +90,9 @@ card = Card(
         "pooling + 4*N*R*C*bins + shrinking + (12*N*R*bins if train else 5*N*R*bins) - 2*R*L",
     ),
     executed=Flops(
-        "windows + 2*N*R*C*bins + enlarging + (8*N*R*bins + 16*N*R*L + 11*R*L - 11*N*R*flat if train "
+        "windows + 2*N*R*C*bins + enlarging + (8*N*R*(bins + L) + 14*R*L - 3*N*R*flat - 3*R*flat if train "
         "else 2*N*R*bins + 5*R*L + C*C)",
-        "pooling + 4*N*R*C*bins + shrinking + 2*R*L + (8*N*R*bins + 23*N*R*L - 7*N*R*flat if train "
+        "pooling + 4*N*R*C*bins + shrinking + 2*R*L + (8*N*R*bins + 9*R*L + 16*N*R*flat - 9*R*flat if train "
         "else 2*N*R*bins - N*R*flat + 3*C*C)",
     ),
     explained="In training the batch norms take 7 operations per element, beside those on N×R numbers; in evaluation "
@@ -100,7 +100,7 @@ card = Card(
     "single bin is expanded. fvcore counts a pooling by the elements of its input, whatever the overlap of bins, "
     "convolutions by one per multiply-add, and interpolation by 4 per number.",
     saved="(4*E if M > 1 else 0) + 4*N*C*(bins - again*M*M) + 8*R*L + "
-    "(8*N*R*bins + 12*N*R*L - 4*N*R*flat if train else 4*N*R*bins + 4*C*C)",
+    "(8*N*R*(bins + flat) if train else 4*N*R*bins + 4*C*C)",
     traffic=Flops("3*E*B", "3*E*B"),
     ranks=(4,),
     output=("N", "2*C", "H", "W"),

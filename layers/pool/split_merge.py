@@ -110,6 +110,7 @@ card = Card(
         {"window": (2, 1), "merge": True, "order": "offset"},
     ),
     couples="always",
+    draws="rearrangement",
 )
 
 

@@ -99,6 +99,7 @@ card = Card(
         {"levels": (0, 3, 0, 1)},
         {"levels": (2, 0, 0, 0), "mode": "avg"},
     ),
+    draws="levels",
 )
 
 

@@ -88,14 +88,14 @@ card = Card(
         "back + (10*strips if train else 3*strips) - 5*O",
     ),
     executed=Flops(
-        "both + (7*strips + 32*N*O + 22*O if train else strips + 6*C*O + 10*O)",
-        "back + (6*strips + 46*N*O + 3*O if train else 18*C*O + 3*O)",
+        "both + (7*strips + 16*N*O + 28*O if train else strips + 6*C*O + 10*O)",
+        "back + (6*strips + 21*O if train else 18*C*O + 3*O)",
     ),
     explained="In training the batch norms take 7 operations per element, beside those on N×O numbers; in evaluation "
     "they are folded into the convolutions before them. fvcore counts convolutions, by one per multiply-add, and what "
     "its handles know of the rest.",
     saved="8*N*O*S + (4*E if returns == 'product' else 0) + 4*N*C*(H + W)"
-    " + (4*strips + 24*N*O + 16*O if train else 24*C*O + 16*O)",
+    " + (4*strips + 16*O if train else 24*C*O + 16*O)",
     stated="H > 1 and W > 1",
     traffic=Flops("B*(E + N*O*S)", "B*(2*E + N*O*S)"),
     ranks=(4,),

@@ -140,6 +140,7 @@ card = Card(
         given="branches is None",
         same=False,
     ),
+    draws="rearrangement",
 )
 
 

@@ -133,6 +133,7 @@ card = Card(
         {"rates": "1", "kernel_size": 5, "relu": False},
         {"rates": "2,2", "relu": False, "strict": False},
     ),
+    draws="reach",
 )
 
 

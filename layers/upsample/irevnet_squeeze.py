@@ -130,6 +130,7 @@ card = Card(
         {"block_size": 1, "order": "crd"},
     ),
     peer=Peer("torch.nn:PixelUnshuffle", {"downscale_factor": "RH"}, given="RH == RW and (order == 'crd' or RH == 1)"),
+    draws="rearrangement",
 )
 
 

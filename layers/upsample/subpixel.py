@@ -146,6 +146,7 @@ card = Card(
         given="pad < kernel_size",
         same=False,
     ),
+    draws="rearrangement",
 )
 
 
