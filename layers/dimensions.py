@@ -11,13 +11,16 @@ WEIGHT_SIZES = ("O", "I", "E", "B", "train", "nhwc")
 
 
 def sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4, nhwc: bool = False) -> dict[str, Any]:
-    """Return the symbols that an input of ``shape`` (N, C, *positions), channels-last or not, gives to formulas."""
+    """Return the symbols that an input of ``shape`` (N, C, *positions), channels-last or not, gives to formulas.
+
+    Of one channel or one position it is both, and counts as channels-first.
+    """
     n, c, *rest = shape
     width = rest[-1] if len(rest) > 1 else 1
     height = math.prod(rest[:-1]) if len(rest) > 1 else math.prod(rest)
     positions = height * width
     counts = {"N": n, "C": c, "H": height, "W": width, "S": positions, "E": n * c * positions}
-    return {**counts, "B": itemsize, "train": train, "nhwc": nhwc}
+    return {**counts, "B": itemsize, "train": train, "nhwc": nhwc and c > 1 and positions > 1}
 
 
 def weight_sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4, nhwc: bool = False) -> dict[str, Any]:

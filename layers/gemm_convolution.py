@@ -75,7 +75,7 @@ class GemmConvolution(Convolution):
     """A convolution (N, C, H, W) → (N, O, HO, WO) by an algorithm of its subclass.
 
     Parameters, state and outputs are those of torch.nn.Conv2d, up to rounding. Padding of another kind than zeros is
-    added before. Raises what `Convolution` raises.
+    added before. Raises what `Convolution` raises, and RuntimeError for an input of another dtype than the weight.
     """
 
     @staticmethod
@@ -97,6 +97,7 @@ class GemmConvolution(Convolution):
         padded, padding = self.padded(x)
         geometry = Geometry(self.kernel_size, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
         padded, weight, bias = autocast(padded, self.weight, self.bias)
+        refuse_mixed_types(type(self).__name__, padded, weight, bias)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (padded, weight, bias)):
             y: Tensor = _ByAlgorithm.apply(padded, weight, bias, self, geometry)  # type: ignore[no-untyped-call]
         else:
@@ -130,6 +131,16 @@ class _ByAlgorithm(torch.autograd.Function):
         grad_bias = grad.sum((0, 2, 3)) if wants[2] else None
         grad_x, grad_weight = ctx.gradients(grad, x, weight, geometry, wants[:2])
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def refuse_mixed_types(name: str, x: Tensor, *parameters: Tensor | None) -> None:
+    """Raise RuntimeError, as torch's convolutions do, unless ``x`` and the ``parameters`` are of one dtype.
+
+    Some algorithms would convert, others fail in the middle.
+    """
+    other = next((t.dtype for t in parameters if t is not None and t.dtype != x.dtype), None)
+    if other is not None:
+        raise RuntimeError(f"{name}: the input's type is {x.dtype}, a parameter's {other}; convert one with .to(dtype)")
 
 
 def started(y: Tensor, bias: Tensor | None) -> int:
@@ -204,21 +215,24 @@ def tapwise_gradients(
     """Return ∂L/∂x and ∂L/∂W, where wanted, tap by tap, without lowering; half precision adds up in float32."""
     groups, (outputs, inputs, kh, kw) = geometry.groups, weight.shape
     wide = torch.promote_types(x.dtype, torch.float32)
-    channels = x.permute(0, 2, 3, 1)
-    grads = grad.permute(0, 2, 3, 1)
-    filters = weight.reshape(groups, outputs // groups, inputs, kh, kw)
-    grad_x = torch.zeros_like(channels, dtype=wide) if wants[0] else None
-    grad_filters = torch.zeros(kh, kw, groups, outputs // groups, inputs, dtype=wide, device=x.device)
+    channels = x.permute(0, 2, 3, 1).to(wide).contiguous()
+    grads = grad.permute(0, 2, 3, 1).to(wide).contiguous()
+    filters = weight.reshape(groups, outputs // groups, inputs, kh, kw).to(wide)
+    grad_x = torch.zeros_like(channels) if wants[0] else None
+    grad_filters = filters.new_zeros(kh, kw, groups, outputs // groups, inputs) if wants[1] else None
     for i, j, (rows, columns), (high, across) in geometry.taps(*x.shape[2:]):
-        g = grads[:, high, across].reshape(-1, groups, outputs // groups).transpose(0, 1).to(wide)  # (G, M, O/G)
-        if wants[1]:
-            seen = channels[:, rows, columns].reshape(-1, groups, inputs).transpose(0, 1).to(wide)
+        g = grads[:, high, across].reshape(-1, groups, outputs // groups).transpose(0, 1)  # (G, M, O/G)
+        if grad_filters is not None:
+            seen = channels[:, rows, columns].reshape(-1, groups, inputs).transpose(0, 1)
             torch.bmm(g.transpose(1, 2), seen, out=grad_filters[i, j])
         if grad_x is not None:
             met = grad_x[:, rows, columns]
-            met += torch.bmm(g, filters[..., i, j].to(wide)).transpose(0, 1).reshape(met.shape)
-    found = grad_filters.permute(2, 3, 4, 0, 1).reshape(weight.shape).to(weight.dtype) if wants[1] else None
-    return None if grad_x is None else grad_x.permute(0, 3, 1, 2).to(x.dtype), found
+            met += torch.bmm(g, filters[..., i, j]).transpose(0, 1).reshape(met.shape)
+    found = None if grad_filters is None else grad_filters.permute(2, 3, 4, 0, 1).reshape(weight.shape)
+    return (
+        None if grad_x is None else grad_x.permute(0, 3, 1, 2).to(x.dtype),
+        None if found is None else found.to(weight.dtype),
+    )
 
 
 def as_torch(layer: GemmConvolution, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from layers.card import Flops, Identity, Option, Peer, Rule
+from layers.elementwise_options import ADABOUND as ADABOUND
+from layers.elementwise_options import ADABOUND_IDENTITIES as ADABOUND_IDENTITIES
+from layers.elementwise_options import ADABOUND_NOTES as ADABOUND_NOTES
+from layers.elementwise_options import ADABOUND_RULES as ADABOUND_RULES
 from layers.elementwise_options import ADAX as ADAX
 from layers.elementwise_options import ADAX_FORMS as ADAX_FORMS
 from layers.elementwise_options import ADAX_IDENTITIES as ADAX_IDENTITIES
 from layers.elementwise_options import ADAX_NOTES as ADAX_NOTES
+from layers.elementwise_options import ADAX_RACES as ADAX_RACES
 from layers.elementwise_options import BETA1 as BETA1
 from layers.elementwise_options import ELEMENTWISE as ELEMENTWISE
 from layers.pyramid import PYRAMID_SYMBOLS as PYRAMID_SYMBOLS
+from layers.search_options import SPARSE_GRAPH as SPARSE_GRAPH
+from layers.sparse_options import KEPT as KEPT
+from layers.sparse_options import KEPT_RULES as KEPT_RULES
+from layers.sparse_options import KEPT_SYMBOLS as KEPT_SYMBOLS
 
 # Sentences that many stones share.
 FOLDED = (

@@ -31,13 +31,13 @@ def observed(name: str, statistic: str = "matrix", **options) -> torch.Tensor:
     return seen[statistic]
 
 
-def grid(rows, head: str, columns, cells) -> list[str]:
-    """Rows and columns under their labels, a letter per cell."""
+def grid(rows, head: str, columns, cells, names=LETTERS) -> list[str]:
+    """Rows and columns under their labels, a letter, or another of ``names``, per cell."""
     width = max(len(label) for label in (*columns, "x")) + 1
     margin = max(len(label) for label in (*rows, head)) + 1
     lines = [head.ljust(margin) + "".join(label.rjust(width) for label in columns)]
     for label, row in zip(rows, cells, strict=True):
-        lines.append(label.ljust(margin) + "".join(LETTERS[int(value)].rjust(width) for value in row))
+        lines.append(label.ljust(margin) + "".join(names[int(value)].rjust(width) for value in row))
     return lines
 
 
@@ -84,7 +84,19 @@ def mec() -> list[str]:
     ]
 
 
-PICTURES = {"im2col": im2col, "im2row": im2row, "mec": mec}
+def indirect_conv() -> list[str]:
+    pixels = [low + high for low, high in zip(LETTERS[1:13], LETTERS[13:], strict=True)]
+    table = observed("indirect-conv", "indirection").tolist()
+    matrix = grid([f"{i}{j}" for i, j in TAPS], "ij uv", [f"{u}{v}" for u, v in OUTPUTS], table, pixels)
+    return [
+        *beside(["x, C×H×W = 2×3×4", *IMAGE], ["indirection, KH·KW × HO·WO = 4×6: where a pixel's row lies", *matrix]),
+        "",
+        "Each entry is one index, whatever C: the channels there are read, not copied.",
+        "A column times the filters, tap by tap, is one output; padding points to zeros.",
+    ]
+
+
+PICTURES = {"im2col": im2col, "im2row": im2row, "indirect-conv": indirect_conv, "mec": mec}
 
 
 if __name__ == "__main__":

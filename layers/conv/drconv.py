@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from layers.base import Layer
 from layers.card import Card, Flops, Identity, Option, Paper, Peer, Stat
-from layers.convolution import options_among, refuse_windows
+from layers.convolution import admitted, options_among, refuse_windows
 from layers.moments import widened
 from layers.observe import observe
 from layers.pooling import convolve, is_last
@@ -198,7 +198,7 @@ class DRConv2d(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs (N, O, HO, WO) for ``x`` (N, C, H, W), in its dtype (that of autocast under autocast)."""
         self.check_input(x)
-        data = self._cast(x)
+        data = admitted(type(self).__name__, x, self.guide.weight)
         with full_precision(x):
             wide = widened(data)
             guide, filters = convolve(self.guide, wide), self.filters(wide)
@@ -229,15 +229,6 @@ class DRConv2d(Layer):
         """View ``filters`` as (N, m, O, C, KH, KW)."""
         seen = filters.permute(1, 0, 4, 3, 2)
         return seen.view(*seen.shape[:4], *self.kernel_size)
-
-    def _cast(self, x: Tensor) -> Tensor:
-        """Return ``x`` in the dtype of autocast where that is on; raises RuntimeError where its dtype is another."""
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
-        if x.dtype != self.guide.weight.dtype:
-            raise RuntimeError(f"{type(self).__name__} has weights of type {self.guide.weight.dtype}, not {x.dtype}")
-        return x
 
 
 __all__ = [
