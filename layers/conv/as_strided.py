@@ -49,7 +49,7 @@ card = Card(
     options=CONVOLUTION,
     derived={
         **ALGORITHM_SYMBOLS,
-        "last": "1 if nhwc and turned else 0",
+        "last": "1 if nhwc and turned and padding_mode != 'circular' else 0",  # torch pads circularly channels-first
         "lowered": "0 if pointwise else Q*C*KH*KW*B",
         "padded": "N*C*HP*WP*B if zeros else 0",
     },

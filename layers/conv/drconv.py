@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Layer
-from layers.card import Card, Flops, Identity, Option, Paper, Peer, Stat
+from layers.card import Card, Flops, Identity, Option, Paper, Stat
 from layers.convolution import admitted, options_among, refuse_windows
 from layers.moments import widened
 from layers.observe import observe
@@ -44,7 +44,7 @@ from layers.region_proofs import (
     unguided,
 )
 from layers.regions import choice, region_convolution
-from layers.shared import WINDOWED, WINDOWED_RULES, WINDOWED_SYMBOLS
+from layers.shared import WINDOWED, WINDOWED_PEER, WINDOWED_RULES, WINDOWED_SYMBOLS
 from layers.weight_functions import full_precision
 
 card = Card(
@@ -89,7 +89,7 @@ card = Card(
     explained="Each position meets one filter, forward, in training too: the products with all m that public "
     "code selects from are not computed. Backward the guide needs them; x gets the sums of its windows and of three "
     "paths, which the definition leaves out. fvcore traces plain operations, m-fold, and counts one per multiply-add.",
-    saved="4*E + 4*made + 4*m*Q + 8*Q + 4*N*I + 4*hidden*(1 + (m > 1 and KH*KW > 1))",
+    saved="4*E + 4*made + 4*m*Q + 8*Q + 4*N*I + 4*hidden*(1 + (N > 1 and m > 1 and KH*KW > 1))",
     traffic=Flops("B*(E + weights + Q*O)", "B*(2*E + 2*weights + Q*O)"),
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
@@ -128,19 +128,7 @@ card = Card(
         "The choice jumps: in half precision and under autocast guide and filters are float32, so that rounding turns "
         "few of them; of equal guides, such as a constant image has with equal rows, the lowest region wins.",
     ),
-    peer=Peer(
-        "torch.nn:Conv2d",
-        {
-            "in_channels": "C",
-            "out_channels": "O",
-            "kernel_size": "kernel_size",
-            "stride": "stride",
-            "padding": "padding",
-            "dilation": "dilation",
-            "bias": "False",
-        },
-        same=False,
-    ),
+    peer=WINDOWED_PEER,
     examples=(
         {"padding": 1, "regions": 2},
         {"out_channels": 8, "kernel_size": 2, "padding": 1, "regions": 3},

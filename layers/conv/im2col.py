@@ -64,6 +64,7 @@ card = Card(
             "matrix",
             ("N if batched else 1", "C*KH*KW", "HO*WO"),
             "C·KH·KW × HO·WO",
+            given="N > 0",
             help="patches, one per column, of the batch or of the last image",
         ),
     ),

@@ -66,6 +66,7 @@ card = Card(
             "matrix",
             ("(N if rows is None else 1)*last_rows*WO", "C*KH*KW"),
             "N·HO·WO × KH·KW·C",
+            given="N > 0",
             help="patches, one per row, of the batch or of the last block of R rows of the output",
         ),
     ),

@@ -68,8 +68,8 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
     executed=Flops("2*Q*O*I + Q*O*KH*KW", TAPWISE_BACKWARD),
-    caution="torch cannot multiply what pointers point to: pixels are gathered into panels first, so the time measured is "
-    "not that of the published algorithm",
+    caution="torch cannot multiply what pointers point to: pixels are gathered into panels first, so the time measured "
+    "is not that of the published algorithm",
     explained="Each tap's product is added to the output; the backward, of which the paper has none, goes tap by tap "
     "and skips what meets padding. pointers is the size of the paper's own buffer, of 8-byte pointers for a "
     "micro-kernel of MR rows, 6 for instance; this one's, indices, has 4 bytes each. fvcore does not see into the "

@@ -21,9 +21,9 @@ from layers.shared import (
     CONVOLUTION,
     CONVOLUTION_RULES,
     CONVOLUTION_TRAFFIC,
+    PARTIAL_SYMBOLS,
     TAPS,
     TAPWISE_BACKWARD,
-    TAPWISE_SYMBOLS,
 )
 from layers.strided_windows import made_output
 from layers.tapwise import add_rows, in_float32, pixels_of, pointwise_by_tap, tap_filters, tap_products
@@ -42,26 +42,26 @@ card = Card(
     summary="kn2row for channels-last: multiplies the pixels, as they lie in memory, by the filters of each tap, then "
     "shifts and adds the results.",
     options=(*CONVOLUTION, TAPS),
-    derived={**TAPWISE_SYMBOLS, "partial": "0 if pointwise else (KH*KW if taps == 'all' else 1)*O*HG*WG*B"},
+    derived=PARTIAL_SYMBOLS,
     rules=CONVOLUTION_RULES,
     statistics=(
         Stat(
             "partial",
             ("groups", "HG", "WG", "KH*KW if taps == 'all' else 1", "O // groups"),
             "H×W×K×O",
-            given="pointwise == 0",
+            given="N > 0 and pointwise == 0",
             help="results of each tap, or of the last, at every pixel of the last image",
         ),
     ),
     params="O*I + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
     executed=Flops(
-        "2*Q*O*I + Q*O if pointwise else 2*N*O*I*HG*WG + N*O*met",
+        "2*Q*O*I + Q*O if pointwise else 2*N*O*(C // groups)*made*HG*WG + N*O*met",
         TAPWISE_BACKWARD,
     ),
-    explained="All H·W pixels are multiplied by all KH·KW taps, though a stride of s uses one in s² of them and "
-    "padding none; then each tap is added where it meets the image. Backward skips what meets padding. fvcore does not "
-    "see into the custom backward and counts a multiply-add as 1.",
+    explained="All H·W pixels are multiplied by all KH·KW taps, or one by one by those that meet the image, though a "
+    "stride of s uses one in s² of them and padding none; then each tap is added where it meets the image. Backward "
+    "skips what meets padding. fvcore does not see into the custom backward and counts a multiply-add as 1.",
     saved="4*kept",
     workspace="None if padding_mode != 'zeros' else packed + partial if nhwc "
     "else max(turned + packed + partial, turned_back)",

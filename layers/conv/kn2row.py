@@ -22,9 +22,9 @@ from layers.shared import (
     CONVOLUTION,
     CONVOLUTION_RULES,
     CONVOLUTION_TRAFFIC,
+    PARTIAL_SYMBOLS,
     TAPS,
     TAPWISE_BACKWARD,
-    TAPWISE_SYMBOLS,
 )
 from layers.tapwise import in_float32, pointwise_by_tap, tap_filters, tap_products
 
@@ -42,26 +42,26 @@ card = Card(
     summary="Multiplies the image, as it lies in memory, by the filters of each tap, then shifts and adds the results: "
     "no matrix of patches, but partial results at every pixel, at stride 2 too.",
     options=(*CONVOLUTION, TAPS),
-    derived={**TAPWISE_SYMBOLS, "partial": "0 if pointwise else (KH*KW if taps == 'all' else 1)*O*HG*WG*B"},
+    derived=PARTIAL_SYMBOLS,
     rules=CONVOLUTION_RULES,
     statistics=(
         Stat(
             "partial",
             ("groups", "KH*KW if taps == 'all' else 1", "O // groups", "HG", "WG"),
             "K×O×H×W",
-            given="pointwise == 0",
+            given="N > 0 and pointwise == 0",
             help="results of each tap, or of the last, at every pixel of the last image",
         ),
     ),
     params="O*I + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
     executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0) if pointwise else 2*N*O*I*HG*WG + N*O*met",
+        "2*Q*O*I + (Q*O if bias else 0) if pointwise else 2*N*O*(C // groups)*made*HG*WG + N*O*met",
         TAPWISE_BACKWARD,
     ),
-    explained="All H·W pixels are multiplied by all KH·KW taps, though a stride of s uses one in s² of them and "
-    "padding none; then each tap is added where it meets the image. Backward skips what meets padding. fvcore does not "
-    "see into the custom backward and counts a multiply-add as 1.",
+    explained="All H·W pixels are multiplied by all KH·KW taps, or one by one by those that meet the image, though a "
+    "stride of s uses one in s² of them and padding none; then each tap is added where it meets the image. Backward "
+    "skips what meets padding. fvcore does not see into the custom backward and counts a multiply-add as 1.",
     saved="4*kept",
     workspace="None if padding_mode != 'zeros' else max(turned + packed + partial, turned_back) if nhwc "
     "else packed + partial",
