@@ -65,7 +65,7 @@ def race(entrants: Sequence[Entrant], training: Training, progress: Progress | N
 
     data = _data()
     for each in entrants:
-        _trained(each, training.seed)
+        _try(each, data, training)
     runs, total = [], len(entrants) * training.repeats * training.epochs
     for i, each in enumerate(entrants):
         repeats = []
@@ -111,6 +111,19 @@ def _trained(each: Entrant, seed: int) -> tuple[nn.Module, Any]:
     trainer = each.trainer or entrant(TRAINER).parts[0]
     parameters = [p for p in model.parameters() if p.requires_grad]
     return model, trainer.optimizer(parameters, SETTINGS)
+
+
+def _try(each: Entrant, data: tuple[Tensor, Tensor], training: Training) -> None:
+    """Run the network of ``each`` on one batch, so that what it does not admit is refused before anything is trained."""
+    import torch
+
+    model, _ = _trained(each, training.seed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            model.train()(data[0][: training.batch])
+            model.eval()(data[0][TRAINED:])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise Refusal(f"{each.label}, --batch {training.batch}: {first_line(error)}") from error
 
 
 def _changed(model: nn.Module, part: Part) -> nn.Module:

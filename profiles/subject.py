@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DTYPES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+PIXELS = {"uint8": 1}  # what augmentations work on, whatever the setup says
 MEMORY_FORMATS = ("contiguous", "channels_last")
+IMAGES = (64, 3, 32, 32)  # a batch for augmentations
 MAX_ELEMENTS = 2**62
 _REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, NotImplementedError)  # of an input, in torch and here
 
@@ -43,7 +45,7 @@ class Setup:
     @property
     def itemsize(self) -> int:
         """Bytes per element."""
-        return DTYPES[self.dtype]
+        return (DTYPES | PIXELS)[self.dtype]
 
     @property
     def circumstances(self) -> dict[str, Any]:
@@ -85,6 +87,11 @@ class Subject:
         return self.card.role if self.card is not None else "layer"
 
     @property
+    def on_images(self) -> bool:
+        """Whether the target works on images, batches of uint8 (augmentations)."""
+        return self.role == "augmentation"
+
+    @property
     def has_backward(self) -> bool:
         """Whether its result is differentiated: layers and penalties, what else works on a weight is not."""
         return self.role in ("layer", "penalty")
@@ -112,12 +119,14 @@ class Subject:
 
                 with self.refusing(f"refuses a weight of {'x'.join(map(str, setup.shape))}", *_REFUSALS):
                     module = adapted(self.target, self.options, setup.shape, device, dtype)
+            elif isinstance(self.target, Stone) and self.on_images:
+                module = self.target.load()(**self.options)
             elif isinstance(self.target, Stone):
                 module = self.target.load()(setup.shape[1], **self.options, device=device, dtype=dtype)
             else:
                 module = _construct(self.target.factory, self.name, self.options)
                 with self.refusing("cannot be built"):
-                    module = self._with_shapes(module.to(device=device, dtype=dtype))
+                    module = self._with_shapes(module.to(device, dtype if dtype.is_floating_point else None))
         trained: nn.Module = module.train(setup.train)
         return trained
 
@@ -132,16 +141,19 @@ class Subject:
         return module
 
     def input(self, *, requires_grad: bool = True, seed: int = 1) -> Tensor:
-        """Draw a standard normal input in the setup's shape, dtype, device and memory format."""
+        """Draw a standard normal input in the setup's shape, dtype, device and memory format; images are uniform."""
         import torch
 
         setup = self.setup
         generator = torch.Generator(setup.device).manual_seed(setup.seed + seed)
-        x = torch.randn(setup.shape, generator=generator, device=setup.device, dtype=torch.float32)
-        x = x.to(getattr(torch, setup.dtype))
+        if setup.dtype in PIXELS:
+            x = torch.randint(0, 256, setup.shape, generator=generator, device=setup.device, dtype=torch.uint8)
+        else:
+            x = torch.randn(setup.shape, generator=generator, device=setup.device, dtype=torch.float32)
+            x = x.to(getattr(torch, setup.dtype))
         if setup.memory_format == "channels_last":
             x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
-        return x.requires_grad_(requires_grad)
+        return x.requires_grad_(requires_grad and x.is_floating_point())
 
     def run(self, module: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         """Call ``module`` on ``x`` and return its output tensor (the first of several); refusals become `Refusal`."""
@@ -177,6 +189,8 @@ def subject(target: Target, options: Mapping[str, OptionValue], setup: Setup) ->
     """Check ``options`` against ``target`` and ``setup`` (without torch for a stone) and return the subject."""
     check_setup(setup, card_of(target), target.name)
     if isinstance(target, Stone):
+        if target.card.role == "augmentation":
+            setup = replace(setup, dtype="uint8")
         known = target.card.sizes(setup.shape, **setup.circumstances)
         return Subject(target, target.card.check(known, options), setup)
     if is_optimizer(target):
@@ -190,6 +204,8 @@ def default_shape(target: Target, layer: tuple[int, ...], weight: tuple[int, ...
     Of as many axes as the card admits.
     """
     card = card_of(target)
+    if card is not None and card.role == "augmentation":
+        return IMAGES
     shape = weight if card is not None and card.works_on_weights else layer
     return shape if card is None or len(shape) in card.ranks else shape[: max(card.ranks)]
 
@@ -209,6 +225,10 @@ def check_setup(setup: Setup, card: Card | None = None, name: str = "") -> None:
         raise Refusal(f"--input {shape}: {name} needs {counts} sizes, {what}, it has {len(setup.shape)}")
     if on_weight and not setup.train:
         raise Refusal(f"--eval is for layers; {name} works on a weight, which has no mode")
+    on_images = card is not None and card.role == "augmentation"
+    if on_images and (not setup.train or setup.dtype not in ("float32", "uint8")):
+        given = f"--dtype {setup.dtype}" if setup.train else "--eval"
+        raise Refusal(f"{given} is for layers; {name} works on uint8 images, in training and evaluation alike")
     if on_weight and setup.elements == 0:
         raise Refusal(f"--input {shape}: a weight needs at least 1 element")
     if not on_weight and setup.shape[1] < 1:

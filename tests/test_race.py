@@ -147,7 +147,13 @@ def test_a_built_in_race_is_well_formed(name):
     assert len(entrants) >= 2
     assert training.repeats >= 3
     for each in entrants:
-        digits._trained(each, 0)
+        digits._try(each, digits._data(), training)
+
+
+def test_a_batch_that_a_network_does_not_admit_is_refused_before_anybody_is_trained():
+    entrants = [entrant("torch.optim:SGD"), entrant("mabn:batch=8+torch.optim:SGD")]
+    with pytest.raises(Refusal, match=r"mabn.*--batch 2"):
+        digits.race(entrants, digits.Training(1000, 2), lambda *_: pytest.fail("somebody is trained"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stones_cli.expect import Outcome
+from profiles.expect import Outcome
 from stones_cli.report.inspection import expected, judged
 from stones_cli.report.tables import Prose, Report, Table, table, value_text
 

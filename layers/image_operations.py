@@ -1,0 +1,258 @@
+"""The image operations of AutoAugment on batches of uint8, each as Pillow computes it, bit for bit.
+
+Every function takes contiguous ``images`` (N, 3, H, W) uint8, any H and W, and a value for each image; it returns new
+images and leaves those given as they are. Pillow's arithmetic is integer but for three: the scale of autocontrast is in
+double precision, blending in single, and so is its smoothing filter, which rounds as integers do. What lies outside the
+picture is ``fill``, its red, green and blue. Sides are below 32,768, where Pillow leaves fixed-point coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Values = Sequence[float]
+Fill = Sequence[int]
+Matrix = tuple[float, float, float, float, float, float]
+FRACTION = 65536  # coordinates in the source have 16 bits behind the point
+LUMA = (19595, 38470, 7471)  # of red, green and blue in the gray value (ITU-R 601-2), in 65536ths
+MOST_CACHED = 2**17  # positions of a map that is kept: 1 MiB
+LEVELS = np.arange(256)
+LARGE = 8192  # positions of a plane
+
+
+def invert(images: Tensor, values: Values, fill: Fill) -> Tensor:
+    """255 − v."""
+    return images.bitwise_not()
+
+
+def posterize(images: Tensor, bits: Values, fill: Fill) -> Tensor:
+    """Keep the highest ``bits``, 1 to 8, of each value."""
+    return images & _column([256 - 2 ** (8 - int(b)) for b in bits], images, torch.uint8)
+
+
+def solarize(images: Tensor, thresholds: Values, fill: Fill) -> Tensor:
+    """V below its threshold, of 0 to 256, else 255 − v."""
+    least = _column([math.ceil(t) for t in thresholds], images, torch.int16)
+    below = (images.to(torch.int16).sub_(least) >> 15).to(torch.uint8)  # 255 or 0: comparing is no vector operation
+    return below.bitwise_xor_(images).bitwise_not_()
+
+
+def autocontrast(images: Tensor, values: Values, fill: Fill) -> Tensor:
+    """Stretch each channel from its least and greatest value to 0 and 255; a constant channel stays."""
+    planes = _planes(images)
+    low, high = (found.cpu().numpy().astype(np.float64)[:, None] for found in (planes.amin(1), planes.amax(1)))
+    span = high - low
+    scale = 255.0 / np.maximum(span, 1.0)
+    stretched = np.minimum(np.maximum(LEVELS * scale - low * scale, 0), 255)  # and truncated, as an integer
+    return _look_up(planes, np.where(span > 0, stretched, LEVELS), _numbered(planes)).view(images.shape)
+
+
+def equalize(images: Tensor, values: Values, fill: Fill) -> Tensor:
+    """Make the histogram of each channel flat: v becomes (step//2 + count below v) // step, if step is not 0.
+
+    The step is a 255th of the pixels that are below the greatest value.
+    """
+    planes = _planes(images)
+    index = _numbered(planes)
+    counts = _histograms(planes, index)
+    below = counts.cumsum(1) - counts
+    step = (below * (below < planes.shape[1])).max(1, keepdims=True) // 255  # all are below values beyond the greatest
+    flat = np.minimum(np.floor((step // 2 + below) / np.maximum(step, 1)), 255)
+    return _look_up(planes, np.where(step > 0, flat, LEVELS), index).view(images.shape)
+
+
+def brightness(images: Tensor, factors: Values, fill: Fill) -> Tensor:
+    """Blend with black."""
+    return _blended(images.float(), 0.0, factors)
+
+
+def contrast(images: Tensor, factors: Values, fill: Fill) -> Tensor:
+    """Blend with the mean of the gray picture, rounded."""
+    values = images.float()
+    pixels = images.shape[2] * images.shape[3]
+    total = _gray(values).sum((1, 2, 3), dtype=torch.float64).long()
+    mean = (2 * total + pixels) // (2 * pixels)
+    return _blended(values, mean.float().view(-1, 1, 1, 1), factors)
+
+
+def color(images: Tensor, factors: Values, fill: Fill) -> Tensor:
+    """Blend with the gray picture."""
+    values = images.float()
+    return _blended(values, _gray(values), factors)
+
+
+def sharpness(images: Tensor, factors: Values, fill: Fill) -> Tensor:
+    """Blend with the mean over 3×3 pixels, the middle one counted five times; the outermost pixels stay."""
+    wide = images.to(torch.int16)
+    across = wide[..., :-2] + wide[..., 1:-1]
+    across += wide[..., 2:]
+    total = across[..., :-2, :] + across[..., 1:-1, :]
+    total += across[..., 2:, :]
+    inner = wide[..., 1:-1, 1:-1]
+    total += 4 * inner
+    # (2S + 13) // 26: half a 13th is further from the next integer than single precision is wrong
+    smooth = total.float().mul_(2).add_(13).mul_(1 / 26).floor_()
+    sharp = images.clone()
+    sharp[..., 1:-1, 1:-1] = _blended(inner.float(), smooth, factors)
+    return sharp
+
+
+def shear_x(images: Tensor, slopes: Values, fill: Fill) -> Tensor:
+    """Row y shows what was ``slope``·y to its right."""
+    return _from_where(images, [(1.0, slope, 0.0, 0.0, 1.0, 0.0) for slope in slopes], fill)
+
+
+def shear_y(images: Tensor, slopes: Values, fill: Fill) -> Tensor:
+    """Column x shows what was ``slope``·x below."""
+    return _from_where(images, [(1.0, 0.0, 0.0, slope, 1.0, 0.0) for slope in slopes], fill)
+
+
+def rotate(images: Tensor, degrees: Values, fill: Fill) -> Tensor:
+    """Turn about the centre, counter-clockwise, and show the nearest pixel."""
+    height, width = images.shape[2:]
+    return _from_where(images, [_rotation(angle, height, width) for angle in degrees], fill)
+
+
+def translate_x(images: Tensor, pixels: Values, fill: Fill) -> Tensor:
+    """Show what was so many whole ``pixels`` to the right."""
+    return translate_y(images.mT, pixels, fill).mT
+
+
+def translate_y(images: Tensor, pixels: Values, fill: Fill) -> Tensor:
+    """Show what was so many whole ``pixels`` below."""
+    moved = torch.empty_like(images).copy_(_channels(fill, images).view(3, 1, 1))
+    height, start = images.shape[2], 0
+    for shift, alike in groupby(map(int, pixels)):
+        stop = start + len(list(alike))
+        first, last = max(0, -shift), min(height, height - shift)
+        if first < last:
+            moved[start:stop, :, first:last] = images[start:stop, :, first + shift : last + shift]
+        start = stop
+    return moved
+
+
+def _channels(fill: Fill, images: Tensor) -> Tensor:
+    return torch.tensor(fill, dtype=torch.uint8, device=images.device)
+
+
+def _column(values: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=images.device).view(-1, 1, 1, 1)
+
+
+def _planes(images: Tensor) -> Tensor:
+    """The channels of all images, (N·3, H·W)."""
+    return images.view(-1, images.shape[2] * images.shape[3])
+
+
+def _numbered(planes: Tensor) -> Tensor | None:
+    """Every value plus 256 times the number of its plane, flat; None where a call for each plane costs less."""
+    if planes.shape[1] > LARGE and planes.device.type == "cpu":
+        return None
+    start = torch.arange(0, 256 * planes.shape[0], 256, dtype=torch.int32, device=planes.device)
+    return planes.to(torch.int32).add_(start.unsqueeze(1)).view(-1)
+
+
+def _look_up(planes: Tensor, tables: NDArray[Any], index: Tensor | None) -> Tensor:
+    """Replace every value by what the table (256 of N·3) of its plane says, an integer or cut to one."""
+    tables = tables.astype(np.uint8)
+    if index is not None:
+        return torch.from_numpy(tables).to(planes.device).view(-1).index_select(0, index)
+    found = torch.empty_like(planes)
+    for plane, table, result in zip(planes.numpy(), tables, found.numpy(), strict=True):
+        result[:] = np.frombuffer(bytearray(plane).translate(table.tobytes()), np.uint8)  # a byte in, a byte out
+    return found
+
+
+def _histograms(planes: Tensor, index: Tensor | None) -> NDArray[np.int64]:
+    """How often each value occurs, (N·3, 256)."""
+    if index is None:
+        counts = torch.stack([torch.bincount(plane, minlength=256) for plane in planes])
+    else:
+        counts = torch.bincount(index, minlength=256 * planes.shape[0])
+    found: NDArray[np.int64] = counts.view(-1, 256).cpu().numpy()
+    return found
+
+
+def _gray(values: Tensor) -> Tensor:
+    """The gray picture (N, 1, H, W) of images in single precision, where all these sums are exact integers."""
+    red, green, blue = (values[:, channel : channel + 1] for channel in range(3))
+    total = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return total.add_(FRACTION / 2).mul_(1 / FRACTION).floor_()
+
+
+def _blended(values: Tensor, other: Tensor | float, factors: Values) -> Tensor:
+    """``other + factor (values − other)`` in single precision, in place of ``values``; cut to 0 … 255, truncated.
+
+    Each operation rounds by itself: a fused multiply-add would give other bits.
+    """
+    alike = min(factors) == max(factors)
+    values.sub_(other).mul_(factors[0] if alike else _column(factors, values, torch.float32)).add_(other)
+    if not 0 <= min(factors) <= max(factors) <= 1:
+        values.clamp_(0, 255)
+    return values.to(torch.int16).to(torch.uint8)  # from float to uint8 is no vector operation
+
+
+def _from_where(images: Tensor, matrices: Sequence[Matrix], fill: Fill) -> Tensor:
+    """Show at (x, y) the pixel at (a x + b y + c, d x + e y + f), for a matrix (a, b, c, d, e, f) per image."""
+    n, channels, height, width = images.shape
+    make = _cached_map if height * width <= MOST_CACHED else _map
+    maps = [make(matrix, height, width, images.device) for matrix in matrices]
+    where = torch.stack(maps) if n > 1 else maps[0].unsqueeze(0)
+    source = images.new_empty(n, channels, height * width + 1)
+    source[..., :-1] = images.flatten(2)
+    source[..., -1] = _channels(fill, images)
+    return source.gather(2, where.unsqueeze(1).expand(-1, channels, -1)).view(images.shape)
+
+
+def _rotation(degrees: float, height: int, width: int) -> Matrix:
+    """The matrix of a rotation about the centre, its entries rounded to 15 digits before the centre enters."""
+    radians = -math.radians(degrees % 360.0)
+    cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
+    x, y = width / 2, height / 2
+    return (cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y)
+
+
+def _map(matrix: Matrix, height: int, width: int, device: torch.device) -> Tensor:
+    """Where each pixel (H·W) comes from; H·W where that is outside. In fixed point, from pixel centre to centre."""
+    a, b, c, d, e, f = matrix
+    across = torch.arange(width, device=device)
+    down = torch.arange(height, device=device).unsqueeze(1)
+    column = (_fixed(c + a * 0.5 + b * 0.5) + _fixed(b) * down + _fixed(a) * across) >> 16
+    row = (_fixed(f + d * 0.5 + e * 0.5) + _fixed(e) * down + _fixed(d) * across) >> 16
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return torch.where(inside, row * width + column, height * width).flatten()
+
+
+_cached_map = lru_cache(maxsize=64)(_map)
+
+
+def _fixed(number: float) -> int:
+    return math.floor(number * FRACTION + 0.5)
+
+
+Operation = Callable[[Tensor, Values, Fill], Tensor]
+OPERATIONS: dict[str, Operation] = {
+    "ShearX": shear_x,
+    "ShearY": shear_y,
+    "TranslateX": translate_x,
+    "TranslateY": translate_y,
+    "Rotate": rotate,
+    "AutoContrast": autocontrast,
+    "Invert": invert,
+    "Equalize": equalize,
+    "Solarize": solarize,
+    "Posterize": posterize,
+    "Contrast": contrast,
+    "Color": color,
+    "Brightness": brightness,
+    "Sharpness": sharpness,
+}
