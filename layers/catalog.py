@@ -128,7 +128,7 @@ def _build(node: ast.expr) -> Any:
 
 _VOCABULARY: dict[str, Callable[..., Any]] = {
     name: getattr(vocabulary, name)
-    for name in ("Card", "Claim", "Flops", "Identity", "Option", "Paper", "Peer", "Rule", "Stat")
+    for name in ("Card", "Claim", "Flops", "Identity", "Option", "Paper", "Peer", "Race", "Rule", "Stat")
 }
 _CONSTANTS: dict[str, Any] = {
     **{name: value for name, value in vars(shared).items() if name.isupper()},

@@ -14,8 +14,9 @@ An optimizer plugs in by its card and one method. The card names the options, am
 
 ``p``, ``g``, ``m`` are lists of slices of one device and of one dtype, float32 where the parameters are half precision;
 all their parameters are at step t, an int from 1. ``g`` may be a gradient itself: write into ``p`` and the state alone.
-``maximize`` has been applied to g, and ``weight_decay`` too, as in g + λp, unless ``coupled`` is False: then `_update`
-decays p. Where a kernel does the whole step in one sweep, `_update_whole` calls it and returns True.
+``maximize`` has been applied to g, and ``weight_decay`` too, as in g + λp, unless ``coupled`` is False or the group has
+an option ``decoupled`` that is true: then `_update` decays p. Where a kernel does the whole step in one sweep,
+`_update_whole` calls it and returns True.
 
 On the CPU a plain operation on a long tensor takes as long as memory needs to move it, and a step has a dozen. A batch
 of slices together is as long as nearly stays in the second-level cache of the cores meanwhile; elsewhere it is whole.
@@ -76,7 +77,7 @@ class ElementwiseOptimizer(CheckedOptimizer):
             wide_p, wide_g = _wide(p), _wide(g)
             if group["maximize"]:
                 wide_g = list(torch._foreach_neg(wide_g))
-            if group["weight_decay"] and self.coupled:
+            if group["weight_decay"] and self.coupled and not group.get("decoupled"):
                 wide_g = list(torch._foreach_add(wide_g, wide_p, alpha=group["weight_decay"]))
             self._update(group, t, wide_p, wide_g, *state)
             if wide_p is not p:

@@ -114,7 +114,7 @@ def _trained(each: Entrant, seed: int) -> tuple[nn.Module, Any]:
 
 
 def _try(each: Entrant, data: tuple[Tensor, Tensor], training: Training) -> None:
-    """Run the network of ``each`` on one batch, so that what it does not admit is refused before anything is trained."""
+    """Run the network of ``each`` on one batch: what it does not admit is refused before anybody is trained."""
     import torch
 
     model, _ = _trained(each, training.seed)

@@ -7,7 +7,8 @@ import torch
 
 from layers.adax_optimizer import newest
 from layers.adax_proofs import impulse_gain
-from layers.optim.adax import AdaX
+from layers.optim.adax import AdaX, card
+from profiles.problems import DECAY
 
 
 def test_the_newest_gradient_weighs_less_and_less():
@@ -68,3 +69,20 @@ def test_steps_vanish_with_the_gradient_where_those_of_adam_do_not():
         last[name] = before - x.item()
     assert last["adam"] == pytest.approx(expected, rel=1e-3)
     assert last["adax"] < 1e-5 * lr
+
+
+def decaying_step(t):
+    """m/√v̂ at step t of the gradients λᵗ."""
+    ratio = DECAY**2 / 1.0001
+    m = 0.1 * DECAY * (DECAY**t - 0.9**t) / (DECAY - 0.9)
+    return m / math.sqrt(1e-4 * ratio * (1 - ratio**t) / ((1 - ratio) * (1 - 1.0001**-t)))
+
+
+def test_the_races_of_the_card_expect_what_the_formulas_say():
+    expected = {(race.problem, race.measure): (race.expected, race.steps) for race in card.races}
+    travel, steps = expected["decay", "travel"]
+    assert travel == pytest.approx(math.fsum(map(decaying_step, range(1, steps + 1))), rel=1e-12)
+    pace, steps = expected["decay", "pace"]
+    assert pace == pytest.approx(decaying_step(steps), rel=1e-11)
+    impulse, steps = expected["impulse", "travel"]
+    assert impulse == pytest.approx(impulse_gain(0.9, 1e-4, steps), rel=1e-12)

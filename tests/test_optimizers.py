@@ -142,7 +142,7 @@ def test_the_learning_rate_is_read_at_every_step(case: Case):
 def test_a_learning_rate_of_zero_moves_nothing(case: Case):
     params = weights()
     before = [parameter.detach().clone() for parameter in params]
-    assert_equal(run(case.make(params, lr=0.0), params), before)
+    assert_equal(run(case.make(params, lr=0.0, base_lr=1e-3), params), before)
     (params, optimizer), _ = twins(case)
     before = [parameter.detach().clone() for parameter in params]
     optimizer.param_groups[0]["lr"] = 0.0

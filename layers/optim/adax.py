@@ -28,7 +28,7 @@ from layers.adax_proofs import (
 )
 from layers.card import Card, Flops, Option, Paper, Stat
 from layers.elementwise_optimizer import Params, excludes
-from layers.shared import ADAX, ADAX_FORMS, ADAX_IDENTITIES, ADAX_NOTES
+from layers.shared import ADAX, ADAX_FORMS, ADAX_IDENTITIES, ADAX_NOTES, ADAX_RACES
 
 card = Card(
     title="AdaX, Adam with exponential long-term memory",
@@ -64,6 +64,7 @@ card = Card(
     explained="Adam's kernel divides √v̂ by a correction of bias, which is 1 here.",
     traffic=Flops("7*E*B", "0"),
     identities=(*ADAX_IDENTITIES,),
+    races=ADAX_RACES,
     notes=ADAX_NOTES,
     examples=(
         {},

@@ -29,7 +29,7 @@ from layers.adax_proofs import (
 )
 from layers.card import Card, Flops, Identity, Option, Paper, Stat
 from layers.elementwise_optimizer import Params, excludes
-from layers.shared import ADAX, ADAX_FORMS, ADAX_IDENTITIES, ADAX_NOTES
+from layers.shared import ADAX, ADAX_FORMS, ADAX_IDENTITIES, ADAX_NOTES, ADAX_RACES
 
 card = Card(
     title="AdaX-W, AdaX with decoupled weight decay",
@@ -74,6 +74,7 @@ card = Card(
         Identity(says="without decay it is AdaX", proof="same_without_decay"),
         Identity(says="gradients of zero leave p₀(1 − ηλ)ᵗ", proof="decay"),
     ),
+    races=ADAX_RACES,
     notes=ADAX_NOTES,
     examples=(
         {},

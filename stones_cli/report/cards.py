@@ -76,6 +76,7 @@ def _page_record(stone: Stone) -> dict[str, Any]:
         "remembers": card.remembers,
         "claims": [dataclasses.asdict(claim) for claim in card.claims],
         "identities": [dataclasses.asdict(identity) for identity in card.identities],
+        "races": [dataclasses.asdict(race) for race in card.races],
         "peer": card.peer.target if card.peer else None,
         "notes": list(card.notes),
         "picture": list(card.picture),
@@ -125,6 +126,10 @@ def _page_parts(stone: Stone) -> Iterator[Part]:
     yield from _claims(card.claims)
     if card.identities:
         yield table("Identities", ("equation", "under"), [(i.says, _under(i)) for i in card.identities])
+    if card.races:
+        columns = ("problem", "under", "steps", "measure", "expected", "which shows that")
+        races = ((r.problem, _options(r.options), r.steps, r.measure, r.expected, r.says) for r in card.races)
+        yield table("Races", columns, races)
     if card.notes:
         yield Prose("What the notes, papers or public code got wrong", card.notes)
     if card.caution:
