@@ -145,4 +145,18 @@ def autocast(*tensors: Any) -> Any:
     return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
+def admitted(name: str, x: Tensor, weight: Tensor) -> Tensor:
+    """Return ``x`` in the dtype of autocast where that is on; for layers that compute in a wider one by themselves.
+
+    Raises RuntimeError, as torch's convolutions do, where it is not on and ``weight`` is of another dtype; ``name`` is
+    the layer's.
+    """
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
+    if x.dtype != weight.dtype:
+        raise RuntimeError(f"{name} has weights of type {weight.dtype}, not {x.dtype}")
+    return x
+
+
 _OF_TORCH = ("out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias", "padding_mode")

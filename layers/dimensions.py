@@ -33,13 +33,36 @@ def weight_sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4,
 def inside(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Return how many elements all windows along an axis of ``size`` have in the input, those of the padding left out.
 
-    Summed over the taps of the kernel, the outputs whose element at that tap lies inside.
+    Those are the pairs of a tap t and an output u with u·stride + t·dilation − padding inside; counted tap by tap, or,
+    for a kernel that is larger than the input, position by position.
     """
     outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    if kernel > size:
+        return sum(_seeing(place + padding, outputs, kernel, stride, dilation) for place in range(size))
     shifts = [tap * dilation - padding for tap in range(kernel)]
     firsts = [max(0, -(shift // stride)) for shift in shifts]
     lasts = [min(outputs - 1, (size - 1 - shift) // stride) for shift in shifts]
     return sum(max(0, last - first + 1) for first, last in zip(firsts, lasts, strict=True))
+
+
+def _seeing(place: int, outputs: int, kernel: int, stride: int, dilation: int) -> int:
+    """The number of taps t by which some output u sees the padded ``place`` = u·stride + t·dilation."""
+    common = math.gcd(stride, dilation)
+    if place % common:
+        return 0
+    step = stride // common  # from one such t to the next
+    some = place // common * pow(dilation // common, -1, step) % step
+    first, last = max(0, -(((outputs - 1) * stride - place) // dilation)), min(kernel - 1, place // dilation)
+    return max(0, (last - some) // step - (first - 1 - some) // step)
+
+
+def meeting(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Return how many taps of a kernel meet the input along an axis of ``size``; the others see padding alone."""
+    if stride > size:  # no tap meets it twice
+        return inside(size, kernel, stride, padding, dilation)
+    outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    first, last = -(((outputs - 1) * stride - padding) // dilation), (padding + size - 1) // dilation
+    return max(0, min(kernel - 1, last) - max(0, first) + 1)
 
 
 def divisors(number: int) -> list[int]:

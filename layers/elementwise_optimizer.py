@@ -34,9 +34,9 @@ from torch import Tensor
 from layers.card import SAME
 from layers.checked_optimizer import HALF, CheckedOptimizer, Group, Params, State, excludes
 
-# Bytes of parameters for each core. A step also reads gradient and moments and makes a result, 2.5 MiB in all: on cores
-# with 2 MiB of second-level cache and 16 of the third, 2**17 takes 1.5 times as long, 2**21 the same.
-SLICE = 1 << 19
+# Bytes of parameters for each core. A step also reads gradient and moments and makes a result, 5 MiB in all: on cores
+# with 2 MiB of second-level cache and 16 of the third, 2**17 takes 1.5 times as long, 2**19 1.06 times, 2**21 the same.
+SLICE = 1 << 20
 P, GRADIENT = 0, 1  # where parameter and gradient stand in a row, before the state
 Row = list[Tensor]  # a parameter, its gradient and its state, all in one layout
 Tensors = list[Tensor]

@@ -2,10 +2,10 @@
 
 A formula is one Python expression over symbols: ``2*C if affine else 0``, ``C % groups == 0``. It may use numbers,
 ``True``/``False``/``None``, ``+ - * / // % **``, comparisons (also ``is None``), ``and``/``or``/``not``,
-``x if c else y``, ``min``, ``max``, ``sqrt``, ``gcd``, ``axis(k, 0)``, the entry of an option that has one per axis,
-``inside(H, k, stride, padding, dilation)``, the elements of all windows along an axis that are no padding, and of a
-list of dilation rates ``entries(rates)`` and ``is_covered(rates, k)``; nothing else, so that text from a card cannot run
-code.
+``x if c else y``, ``min``, ``max``, ``sqrt``, ``log``, ``gcd``, ``axis(k, 0)``, the entry of an option that has one per
+axis, ``inside(H, k, stride, padding, dilation)``, the elements of all windows along an axis that are no padding,
+``meeting(…)`` of the same, the taps that see any, and of a list of dilation rates ``entries(rates)`` and
+``is_covered(rates, k)``; nothing else, so that text from a card cannot run code.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ _CALLS: dict[str, Callable[..., Value]] = {
     "min": min,
     "max": max,
     "sqrt": math.sqrt,
+    "log": math.log,
     "gcd": math.gcd,
     "axis": operator.getitem,
     "inside": dimensions.inside,
+    "meeting": dimensions.meeting,
     "entries": dilation.entries,
     "is_covered": dilation.is_covered,
 }

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from layers.card import sizes
+from layers.definition import through_definition
 from layers.moments import CHUNK, needs_plain_operations, wide_dtype
 
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -132,7 +134,9 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_y, grad_mean, grad_rstd = grads
         if grad_y is None or torch.is_grad_enabled():
-            return _differentiate(ctx, grads)
+            inputs, again = ctx.saved_tensors[:3], torch.is_grad_enabled()
+            define = partial(_define, recipe=ctx.recipe)
+            return (*through_definition(define, inputs, ctx.needs_input_grad[:3], grads, again=again), None)
         x, weight, _, offset, rstd = ctx.saved_tensors
         recipe = ctx.recipe
         grad_x = torch.empty_like(x)
@@ -169,25 +173,6 @@ def _coefficients(
 
 def _reciprocal_or_zero(sigma: Tensor) -> Tensor:
     return torch.where(sigma > 0, sigma, torch.inf).reciprocal()
-
-
-def _differentiate(ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """Backward through the definition: what double backward differentiates again."""
-    x, weight, bias, *_ = ctx.saved_tensors
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        outputs = _define(x, weight, bias, ctx.recipe)
-    arrived = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[:3]) if needed]
-    found = torch.autograd.grad(
-        [output for output, _ in arrived],
-        [(x, weight, bias)[i] for i in wanted],
-        [grad for _, grad in arrived],
-        create_graph=again,
-        allow_unused=True,
-    )
-    by_input = dict(zip(wanted, found, strict=True))
-    return by_input.get(0), by_input.get(1), by_input.get(2), None
 
 
 def _slices(x: Tensor, *tensors: Tensor | None) -> Iterator[list[Any]]:

@@ -20,11 +20,13 @@ operations, m-fold: for double backward, tracing, functorch and the meta device;
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from layers.definition import through_definition
 from layers.moments import needs_plain_operations
 from layers.region_passes import Windows, backward, define, forward
 
@@ -65,20 +67,14 @@ class _Regions(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         if torch.is_grad_enabled() or needs_plain_operations() or torch._C._functorch.is_legacy_batchedtensor(grad):
-            return (*_differentiate(ctx, grad), None, None)
+            define_by = partial(_defined, regions=ctx.saved_tensors[3], windows=ctx.windows)
+            return (*through_definition(define_by, ctx.saved_tensors[:3], ctx.needs_input_grad[:3], grads), None, None)
         x, filters, guide, regions = ctx.saved_tensors
         return (*backward(grad, x, filters, guide, regions, ctx.windows, ctx.needs_input_grad), None, None)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Backward through the definition: what double backward differentiates again, and what maps over gradients."""
-    with torch.enable_grad():
-        tensors = [t.view_as(t) for t in ctx.saved_tensors[:3]]  # filters and guide are made from x: apart from those
-        y = define(tensors[0], tensors[1], tensors[2], ctx.saved_tensors[3], ctx.windows)
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[:3]) if needed]
-    found = torch.autograd.grad(y, [tensors[i] for i in wanted], grad, create_graph=True)
-    by_input = dict(zip(wanted, found, strict=True))
-    return by_input.get(0), by_input.get(1), by_input.get(2)
+def _defined(x: Tensor, filters: Tensor, guide: Tensor, regions: Tensor, windows: Windows) -> tuple[Tensor]:
+    return (define(x, filters, guide, regions, windows),)
 
 
 # The same for torch.compile, whose graphs cannot hold a number of positions that is known when it has been counted.

@@ -19,13 +19,14 @@ passes is tested against it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layers.definition import through_definition
 from layers.moments import CHUNK, is_channels_last, needs_plain_operations, wide_dtype
 
 
@@ -123,7 +124,9 @@ class _Normalized(torch.autograd.Function):
         if grad is None:
             return None, None, None, None
         if torch.is_grad_enabled() or needs_plain_operations() or torch._C._functorch.is_legacy_batchedtensor(grad):
-            return (*_differentiate(ctx, grad), None)
+            inputs, arrived = ctx.saved_tensors[:3], (grad, None, None)  # the statistics have no gradient
+            define = partial(_define, recipe=ctx.recipe)
+            return (*through_definition(define, inputs, ctx.needs_input_grad[:3], arrived), None)
         x, weight, _, z, shift, mean, rstd = ctx.saved_tensors
         recipe, wants = ctx.recipe, ctx.needs_input_grad
         grad_bias = grad.sum((0, 2, 3), dtype=rstd.dtype) if wants[2] else None
@@ -273,14 +276,3 @@ def _slices(x: Tensor) -> Iterator[slice]:
     step = max(1, CHUNK * torch.get_num_threads() // size) if x.device.type == "cpu" else max(1, x.shape[0])
     for start in range(0, x.shape[0], step):
         yield slice(start, start + step)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Backward through the definition: what double backward differentiates again, and what maps over gradients."""
-    tensors = ctx.saved_tensors[:3]
-    with torch.enable_grad():
-        y, *_ = _define(tensors[0], tensors[1], tensors[2], ctx.recipe)
-    wanted = [i for i, needed in enumerate(ctx.needs_input_grad[:3]) if needed]
-    found = torch.autograd.grad(y, [tensors[i] for i in wanted], grad, create_graph=True)
-    by_input = dict(zip(wanted, found, strict=True))
-    return by_input.get(0), by_input.get(1), by_input.get(2)

@@ -240,12 +240,13 @@ _FORMULAS: dict[str, Formula] = {
     "sigmoid_backward": _per_output(3),
     "tanh_backward": _per_output(3),
     **dict.fromkeys("sum prod amax amin max min argmax argmin any all cumsum".split(), _sum),
-    "mean": _mean,
+    **dict.fromkeys(("mean", "kthvalue"), _mean),  # selection: a comparison per element
     "_softmax": lambda args, kwargs, out: 5 * out.numel() - 2 * (out.numel() // max(1, out.shape[args[1]])),
     "var": _variance,
     "var_mean": _variance,
     "std": _variance,
     "sinc": _per_output(3),  # π x, its sine, the quotient
+    "topk": lambda args, kwargs, out: _elements(args[0]),  # each once beside the least that is kept
     "trace": lambda args, kwargs, out: min(args[0].shape) - 1,
     **FUSED_STEPS,
     **NOMINAL,
@@ -289,7 +290,7 @@ _FREE = frozenset(
     """
     clone copy _to_copy to contiguous empty empty_like empty_strided new_empty new_empty_strided new_zeros new_ones
     new_full zeros zeros_like ones ones_like full full_like scalar_tensor arange fill zero resize set detach lift_fresh
-    alias cat stack index index_put index_copy index_select gather scatter slice_scatter select_scatter masked_fill
+    alias cat stack index index_put index_copy index_fill index_select gather scatter slice_scatter select_scatter masked_fill
     where roll flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle im2col
     slice_backward select_backward expand_copy permute_copy _unsafe_view _reshape_alias item bernoulli normal uniform
     randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy

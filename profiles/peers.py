@@ -23,11 +23,11 @@ _ELEMENTWISE = (
     "add sub rsub mul div sqrt rsqrt square pow reciprocal neg abs exp log clamp clamp_min clamp_max addcmul lerp "
     "minimum maximum where lt le gt ge eq ne sign isfinite threshold"
 ).split()
-_REDUCTIONS = "mean sum var var_mean std amax amin all linalg_vector_norm".split()
+_REDUCTIONS = "mean sum var var_mean std amax amin all linalg_vector_norm kthvalue".split()
 _FREE = (
     "view view_as reshape flatten unflatten unsqueeze squeeze expand expand_as to type_as clone detach contiguous "
     "permute transpose movedim numel size index select slice copy zeros ones full zeros_like ones_like fill "
-    "new_ones new_zeros index_copy index_select mT eye triu_indices"
+    "new_ones new_zeros index_copy index_select mT eye triu_indices masked_fill"
 ).split()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stones_cli.expect import Outcome
+from profiles.expect import Outcome
 from stones_cli.report.inspection import expected, judged
 from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from profiles.expect import Expectation, judge
 from stones_cli import atomic
 from stones_cli.common import Destination
-from stones_cli.expect import Expectation, judge
 from stones_cli.failures import complain
-from stones_cli.report import plain, strict
+from stones_cli.report import github, plain, strict
 from stones_cli.report.inspection import expected as tables
 from stones_cli.report.inspection import judged
 from stones_cli.report.tables import Report
@@ -41,6 +41,8 @@ def emit(report: Report, destination: Destination) -> None:
     except OSError as error:
         error.filename = "standard output"
         raise
+    if destination.format == "github":
+        github.summarize(report)
     if destination.file is not None:
         complain(str(destination.file), "written")
 
@@ -56,5 +58,6 @@ def _rendered(report: Report, format_: str, *, terminal: bool) -> str:
         "jsonl": strict.lines,
         "markdown": plain.markdown,
         "csv": plain.comma_separated,
+        "github": plain.text,
     }
     return renderers[format_](report)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from layers.formula import pretty
-from stones_cli.expect import Outcome
+from profiles.expect import Outcome
+from stones_cli.report.savings import savings
 from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
 
 Record = Mapping[str, Any]
@@ -31,24 +33,17 @@ def expected(outcomes: Sequence[Outcome]) -> Iterator[Table]:
         yield table("Expectations", ("expected", "found", "verdict"), rows)
 
 
-def contradictions(record: Record) -> list[str]:
-    """Return one sentence for each number of the card that the measurement contradicts."""
-    return [
-        f"{check['what']}: the card says {value_text(check['card'])}, measured {value_text(check['measured'])}"
-        for check in record.get("checks", ())
-        if not check["ok"]
-    ]
-
-
 def _parts(record: Record) -> Iterator[Table | Prose]:
     yield Prose("", tuple(_heading(record)))
-    yield table("Operations", _OPERATION_COLUMNS, (row for row in _operations(record) if any(row[1:5]) or row[3] == 0))
+    yield _operations_table([row for row in _operations(record) if any(row[1:5]) or row[3] == 0])
     yield table("Costs", _COST_COLUMNS, (row for row in _costs(record) if row[1:3] != (None, None)))
+    if record["backward_savings"]:
+        yield from savings(record["backward_savings"])
     if record["state"]:
-        yield table("State per parameter", _TENSOR_COLUMNS, _tensors(record, record["state"]))
+        yield _tensors_table("State per parameter", _tensors(record, record["state"]))
     if record["stats"] or record["buffers"]["tensors"]:
         rows = (*record["stats"], *record["buffers"]["tensors"])
-        yield table("Statistics and buffers", _TENSOR_COLUMNS, _tensors(record, rows))
+        yield _tensors_table("Statistics and buffers", _tensors(record, rows))
     if record["params"]["tensors"]:
         names = ("name", "shape", "elements", "bytes")
         yield table("Parameters", names, ([t[name] for name in names] for t in record["params"]["tensors"]))
@@ -88,6 +83,19 @@ def _operations(record: Record) -> Iterator[tuple[Cell, ...]]:
         verdict = verdicts.get(f"flops.{name}.executed", "")
         yield f"FLOPs {words}", row["card"], row["executed_card"], _counted(row), fvcore, verdict
         yield f"MACs {words}", None, None, row["macs"], None, ""
+
+
+def _operations_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
+    """Return the operations; for narrow terminals what fvcore counts in a table of its own."""
+    whole = table("Operations", _OPERATION_COLUMNS, rows)
+    fvcore = _OPERATION_COLUMNS.index("fvcore")
+    narrow = table("Operations", _less(_OPERATION_COLUMNS, fvcore), [_less(row, fvcore) for row in rows])
+    theirs = [(row[0], row[fvcore]) for row in rows if row[fvcore] is not None]
+    return replace(whole, folds=False, narrow=(narrow, *([table("", ("", "fvcore"), theirs)] if theirs else [])))
+
+
+def _less(cells: tuple[Any, ...], number: int) -> tuple[Any, ...]:
+    return cells[:number] + cells[number + 1 :]
 
 
 _COST_COLUMNS = ("", "card", "measured", "unit", "verdict")
@@ -148,6 +156,18 @@ def _fvcore(row: Record | None) -> Cell:
 
 
 _TENSOR_COLUMNS = ("name", "symbolic", "card", "measured", "bytes", "in state_dict", "what it is")
+_WORDS = ("name", "symbolic", "what it is")
+
+
+def _tensors_table(title: str, rows: Iterable[tuple[Cell, ...]]) -> Table:
+    """Return the tensors; for narrow terminals their numbers, and then what they are in symbols and words."""
+    rows = list(rows)
+    alike = all(row[2] == row[3] for row in rows)
+    shapes = ("card = measured",) if alike else ("card", "measured")
+    numbers = [(row[0], *row[2 + alike : 4], *row[4:6]) for row in rows]
+    words = [(row[0], row[1], row[6]) for row in rows]
+    narrow = table(title, ("name", *shapes, *_TENSOR_COLUMNS[4:6]), numbers), table("", _WORDS, words)
+    return replace(table(title, _TENSOR_COLUMNS, rows), folds=False, narrow=narrow)
 
 
 def _tensors(record: Record, rows: Iterable[Record]) -> Iterator[tuple[Cell, ...]]:

@@ -26,11 +26,11 @@ def _visible_line(line: str) -> str:
 
 def _aligned(part: Table) -> list[str]:
     rows = [list(part.columns), *part.texts()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths, numeric = [max(map(len, column)) for column in zip(*rows, strict=True)], part.numeric
     return [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, part.numeric, strict=True)
+            for cell, width, right in zip(row, widths, numeric, strict=True)
         )
         for row in rows
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from profiles.spelling import value_text as value_text  # the words of the command line, beside those of tables
 from stones_cli.visible import one_line
 
 Cell = str | int | float | bool | None | Sequence[int]
@@ -15,13 +16,15 @@ Cell = str | int | float | bool | None | Sequence[int]
 class Table:
     """Rows under named columns. A cell is a value, not its text, so that CSV can keep it exact.
 
-    ``narrow`` are the tables that say the same where this one does not fit the terminal.
+    ``narrow`` are the tables that say the same where this one does not fit the terminal, with its cells folded if it
+    ``folds``.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     narrow: tuple[Table, ...] = ()
+    folds: bool = True
 
     @property
     def numeric(self) -> tuple[bool, ...]:
@@ -60,13 +63,15 @@ class Report:
     """One result. ``record`` is the JSON document; ``parts`` tell it to people.
 
     ``items`` names the list in the record whose entries are the lines of JSON Lines; without it there is one line.
-    ``data`` is what CSV shows where that is not the first table.
+    ``data`` is what CSV shows where that is not the first table, ``summary`` what GitHub shows of a step where that
+    is not all ``parts``.
     """
 
     record: Mapping[str, Any]
     parts: tuple[Part, ...]
     items: str = ""
     data: Table | None = None
+    summary: tuple[Part, ...] = ()
 
     @property
     def main(self) -> Table:
@@ -94,13 +99,6 @@ def text_of(cell: Cell) -> str:
     if isinstance(cell, str):
         return one_line(cell)
     return "x".join(map(str, cell)) or "scalar"
-
-
-def value_text(value: Any) -> str:
-    """Return any value of a record as the command line spells it: 8x32, true, none, 128."""
-    if isinstance(value, (list, tuple)) and all(isinstance(entry, int) for entry in value):
-        return "x".join(map(str, value)) or "scalar"
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _is_number(cell: Cell) -> bool:

@@ -23,6 +23,8 @@ _VERDICTS = {
     "fail": "bold red",
     "FAILED": "bold red",
     "inconclusive": "yellow",
+    "caution": "yellow",
+    "bad": "bold red",
 }
 
 
@@ -50,9 +52,11 @@ def _body(part: Part, width: int) -> RenderableType:
 
 def _fitting(part: Part, width: int) -> tuple[Part, ...]:
     """Return the part, or what stands for it where its columns do not fit side by side."""
-    if isinstance(part, Table) and part.narrow and _widths(_columns(part), width) is None:
-        return part.narrow
-    return (part,)
+    if not isinstance(part, Table) or not part.narrow:
+        return (part,)
+    columns = _columns(part)
+    fits = _widths(columns, width) is not None if part.folds else sum(_sizes(columns)) <= _room(columns, width)
+    return (part,) if fits else part.narrow
 
 
 def _prose(part: Prose, width: int) -> Group:
@@ -92,14 +96,23 @@ def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | None:
     The widest column gives way first. (rich shrinks columns too, but then breaks words or, kept from that, loses them.)
     """
     least = [max(max(map(cell_len, cell.split()), default=0) for cell in column) for column in columns]
-    sizes = [max(map(cell_len, column)) for column in columns]
-    room = width - _BETWEEN * (len(columns) - 1)
+    sizes, room = _sizes(columns), _room(columns, width)
     if sum(least) > room:
         return None
     while sum(sizes) > room:
         widest = max(range(len(sizes)), key=lambda number: (sizes[number] > least[number], sizes[number]))
         sizes[widest] -= 1
     return sizes
+
+
+def _sizes(columns: Sequence[Sequence[str]]) -> list[int]:
+    """Return the width of each column with no cell folded."""
+    return [max(map(cell_len, column)) for column in columns]
+
+
+def _room(columns: Sequence[Sequence[str]], width: int) -> int:
+    """Return what ``width`` leaves for the cells of a row."""
+    return width - _BETWEEN * (len(columns) - 1)
 
 
 def _stacked(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[RenderableType]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from stones_cli.expect import Outcome
+from profiles.expect import Outcome
 from stones_cli.report.inspection import CALLS, expected, judged
 from stones_cli.report.tables import Prose, Report, Table, table, value_text
 
