@@ -2,6 +2,7 @@
 
     convert(model, "gn", groups=8)              # every batch normalization becomes group normalization
     convert(model, "weight-standardization")    # every convolution with I > 1 is reparametrized, its weights kept
+    convert(model, "meprop", ratio=1 / 32)      # convolutions and linear layers go back by a part of the gradient
     fold(model)                                 # plain torch layers with the effective weights, for deployment
 
 Both work in place and return the model: a new layer where the model itself is the one that is replaced. Either all is
@@ -11,21 +12,20 @@ changed or, with an error, nothing. Parameters may be new ones: build the optimi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from layers import catalog
 from layers.batch_norms import AnyBatchNorm
 from layers.card import OptionError, OptionValue
 from layers.catalog import Stone
+from layers.choice import Choice, shown
 from layers.convolution import Convolution
 from layers.reparametrization import Reparametrization, parametrizations
 from layers.shared import CONVOLUTION
@@ -44,7 +44,8 @@ def convert(
     - A normalization replaces every batch normalization, torch's or this library's. It gets γ and β (affine), eps,
       momentum and track_running_stats if it has them too, unless given; what is torch's default there is the stone's
       own default here; and the running statistics where it keeps no others.
-    - A convolution replaces every torch.nn.Conv2d, with the same parameters.
+    - A convolution replaces every torch.nn.Conv2d, with the same parameters; so does a rule for the backward, meprop
+      every torch.nn.Linear too.
 
     Device, dtype and training mode stay; hooks of layers that are replaced are lost. ``only`` are names or patterns
     (``stages.0.*``) of modules, each standing for the layers inside too; a layer that is named itself is converted even
@@ -59,13 +60,15 @@ def convert(
         raise OptionError(f"convert takes layers of the kinds {kinds}; {stone.name} is {stone.kind}, {stone.card.role}")
     for option in options:
         stone.card.option(option)
-        if option in _OF_LAYERS and stone.kind in ("weight", "conv"):
+        if option in _OF_LAYERS and stone.kind in ("weight", "conv", "backward"):
             raise OptionError(f"{option}: every layer of the model keeps its own", option)
-    return _KINDS[stone.kind](model, stone, _Choice(model, stone, only), options)
+    return _KINDS[stone.kind](model, stone, Choice(model, stone, only), options)
 
 
 def fold(model: nn.Module) -> nn.Module:
     """Replace this library's convolutions by torch.nn.Conv2d and its parametrizations by the weights that they give.
+
+    Linear layers with a rule for the backward become torch.nn.Linear with the same parameters.
 
     In place, in either mode; returns the model (a new layer where the model is such a convolution itself). Outputs
     stay; what is folded is plain torch, can be pickled and loads without this library. Weights that are tied and come
@@ -74,19 +77,21 @@ def fold(model: nn.Module) -> nn.Module:
     Raises OptionError, before anything is changed, where the model itself is such a layer, or where a hook or other
     parametrizations beside this library's have a part in a weight.
     """
-    plain: dict[nn.Module, nn.Conv2d] = {}
+    plain: dict[nn.Module, Any] = {}
     effective: dict[nn.Module, nn.Parameter] = {}
     for name, module in model.named_modules():
         known = [isinstance(each, Reparametrization) for each in parametrizations(module)]
         if not all(known) and (any(known) or isinstance(module, Convolution)):
-            raise OptionError(f"{_shown(name, model)}: its weight has parametrizations of others; remove those")
+            raise OptionError(f"{shown(name, model)}: its weight has parametrizations of others; remove those")
         if isinstance(module, Convolution) and (module is model or type(module).forward is Convolution.forward):
-            with _naming(_shown(name, model)):
+            with _naming(shown(name, model)):
                 plain[module] = module.fold()
-            effective[module] = cast(nn.Parameter, plain[module].weight)
+            effective[module] = plain[module].weight
         elif any(known):
             learnt = any(parameter.requires_grad for parameter in _owner(module).parameters())
             effective[module] = nn.Parameter(cast(Tensor, module.weight).detach().clone(), learnt)
+        elif isinstance(module, nn.Linear) and hasattr(module, "fold"):
+            plain[module] = cast(Any, module).fold()
     tied: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for module, weight in effective.items():
         same = tied.setdefault(_origin(module), [])
@@ -118,65 +123,7 @@ def _unparametrize(module: nn.Module, weight: nn.Parameter) -> None:
         module._parameters["bias"] = module._parameters.pop("bias")
 
 
-class _Choice:
-    """Which modules of a model ``only`` names, and under which names."""
-
-    def __init__(self, model: nn.Module, stone: Stone, only: str | Iterable[str] | None) -> None:
-        self.model, self.stone = model, stone
-        self._patterns = None if only is None else [only] if isinstance(only, str) else _texts(only)
-        self._names: dict[nn.Module, list[str]] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
-            if ".parametrizations." not in f".{name}.":
-                self._names.setdefault(module, []).append(name)
-        known = [name for names in self._names.values() for name in names if name]
-        for pattern in self._patterns or ():
-            if not any(fnmatchcase(name, pattern) for name in known):
-                near = catalog.suggest(pattern, known)
-                hint = f"; did you mean {near}?" if near else ""
-                raise OptionError(f"only: the model has no module {pattern!r}{hint}", "only")
-
-    def of(self, kinds: Any, what: str, suits: Callable[[nn.Module], str] | None = None) -> dict[str, nn.Module]:
-        """Return the modules of ``kinds`` by name, without those that ``suits`` gives a reason against.
-
-        Raises OptionError, with the word ``what`` for them, when there is none, in all or for one of the patterns.
-        """
-        found, against, served = {}, "", set()
-        for module, names in self._names.items():
-            patterns = {pattern for name in names for pattern in self._covering(name)}
-            if not isinstance(module, kinds) or (self._patterns is not None and not patterns):
-                continue
-            if any(is_lazy(parameter) for parameter in module._parameters.values()):
-                raise OptionError(f"{_shown(names[0], self.model)} has no shapes yet: run the model once first")
-            reason = "" if suits is None or set(names) & set(self._patterns or ()) else suits(module)
-            if reason:
-                against = against or f" ({_shown(names[0], self.model)}: {reason})"
-            else:
-                found[_shown(names[0], self.model)] = module
-                served |= patterns
-        for pattern in self._patterns or ():
-            if pattern not in served:
-                raise OptionError(f"only: {pattern!r} has no {what} for {self.stone.name}{against}", "only")
-        if not found:
-            raise OptionError(f"{type(self.model).__name__} has no {what} for {self.stone.name}{against}")
-        return found
-
-    def _covering(self, name: str) -> Iterator[str]:
-        """Yield the patterns that match ``name`` or a module around it."""
-        parts = name.split(".")
-        around = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-        return (p for p in self._patterns or () if any(fnmatchcase(each, p) for each in around))
-
-
-def _texts(only: Iterable[str]) -> list[str]:
-    """Return the patterns, or raise OptionError for what is no text."""
-    patterns = list(only) if isinstance(only, Iterable) else [only]
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise OptionError(f"only={only!r} is not the name of a module, a pattern, or several", "only")
-    return patterns
-
-
-def _reparametrize(model: nn.Module, stone: Stone, choice: _Choice, options: Mapping[str, OptionValue]) -> nn.Module:
+def _reparametrize(model: nn.Module, stone: Stone, choice: Choice, options: Mapping[str, OptionValue]) -> nn.Module:
     """Register the parametrization of a stone of weights."""
     file = importlib.import_module(stone.module)
 
@@ -188,7 +135,7 @@ def _reparametrize(model: nn.Module, stone: Stone, choice: _Choice, options: Map
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
-            owners.setdefault(id(parameter), []).append(_shown(name, model))
+            owners.setdefault(id(parameter), []).append(shown(name, model))
     for name, layer in choice.of((_ConvNd, nn.Linear), "layer", suits).items():
         with _naming(name):
             made[layer] = file.parametrization(layer, **options)
@@ -201,7 +148,7 @@ def _reparametrize(model: nn.Module, stone: Stone, choice: _Choice, options: Map
     return model
 
 
-def _normalize(model: nn.Module, stone: Stone, choice: _Choice, options: Mapping[str, OptionValue]) -> nn.Module:
+def _normalize(model: nn.Module, stone: Stone, choice: Choice, options: Mapping[str, OptionValue]) -> nn.Module:
     """Replace batch normalizations by a normalization stone."""
     made: dict[nn.Module, nn.Module] = {}
     for name, layer in choice.of(AnyBatchNorm, "batch normalization").items():
@@ -231,30 +178,39 @@ def _like(old: AnyBatchNorm, model: nn.Module, stone: Stone, options: Mapping[st
     return new.train(old.training)
 
 
-def _convolve(model: nn.Module, stone: Stone, choice: _Choice, options: Mapping[str, OptionValue]) -> nn.Module:
-    """Replace torch.nn.Conv2d by a stone that has its options."""
+def _replace(model: nn.Module, stone: Stone, choice: Choice, options: Mapping[str, OptionValue]) -> nn.Module:
+    """Replace layers of torch by a stone that has their options: convolutions, or those that its REPLACES names."""
+    new: Mapping[type[nn.Module], Any] = {nn.Conv2d: stone.load()}
+    if stone.kind == "backward":
+        new = getattr(importlib.import_module(stone.module), "REPLACES", {})
+    if not new:
+        raise OptionError(f"{stone.name} stands in the place of no layer of torch: build it into the model by hand")
+    what = " or ".join(f"torch.nn.{kind.__name__}" for kind in new)
     made: dict[nn.Module, nn.Module] = {}
 
     def suits(layer: nn.Module) -> str:
-        if type(layer) is not nn.Conv2d:
-            return f"a {type(layer).__name__}, not torch.nn.Conv2d itself"
+        if type(layer) not in new:
+            return f"a {type(layer).__name__}, not {what} itself"
         more = {**layer._parameters, **layer._buffers, **layer._modules}.keys() - {"weight", "bias"}
         return f"it has {', '.join(sorted(more))} beside weight and bias" if more else ""
 
-    for name, layer in choice.of(nn.Conv2d, "torch.nn.Conv2d", suits).items():
+    for name, layer in choice.of(tuple(new), what, suits).items():
         if reason := suits(layer):
             raise OptionError(f"{name}: {reason}", "only")
         with _naming(name):
-            made[layer] = _convolution(cast(nn.Conv2d, layer), stone, options)
+            made[layer] = _alike(cast(nn.Conv2d | nn.Linear, layer), stone, new[type(layer)], options)
     return _replaced(model, made)
 
 
-def _convolution(old: nn.Conv2d, stone: Stone, options: Mapping[str, OptionValue]) -> nn.Module:
-    """Return the convolution for the place of ``old``, with its parameters."""
-    theirs = {name: getattr(old, name) for name in _OF_LAYERS}
-    theirs |= {"bias": old.bias is not None, "padding": _padding(old)}
-    place = {"device": old.weight.device, "dtype": old.weight.dtype}
-    new: nn.Module = stone.load()(old.in_channels, **theirs, **options, **place)
+def _alike(old: nn.Conv2d | nn.Linear, stone: Stone, make: Any, options: Mapping[str, OptionValue]) -> nn.Module:
+    """Return what ``make`` constructs for the place of ``old``, with its parameters."""
+    place = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):
+        theirs = {name: getattr(old, name) for name in _OF_LAYERS} | {"padding": _padding(old)}
+        new = make(old.in_channels, **{**theirs, **options, **place})
+    else:
+        new = make(old.in_features, old.out_features, **options, **place)
     for name, parameter in old.named_parameters():
         if new.get_parameter(name).shape != parameter.shape:
             raise OptionError(f"{stone.name} has a {name} of another shape than {tuple(parameter.shape)}")
@@ -283,11 +239,6 @@ def _replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module
     return new.get(model, model)
 
 
-def _shown(name: str, model: nn.Module) -> str:
-    """The name of a module in messages; the model itself has none."""
-    return name or type(model).__name__
-
-
 @contextmanager
 def _naming(layer: str) -> Iterator[None]:
     """Put the name of the layer in front of what is said against it."""
@@ -297,4 +248,4 @@ def _naming(layer: str) -> Iterator[None]:
         raise OptionError(f"{layer}: {error}", getattr(error, "option", "")) from error
 
 
-_KINDS = {"weight": _reparametrize, "norm": _normalize, "conv": _convolve}
+_KINDS = {"weight": _reparametrize, "norm": _normalize, "conv": _replace, "backward": _replace}

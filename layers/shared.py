@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from layers.card import Option, Rule
+from layers.convolution_options import ALGORITHM_CLAIMS as ALGORITHM_CLAIMS
+from layers.convolution_options import ALGORITHM_FLOPS as ALGORITHM_FLOPS
 from layers.convolution_options import ALGORITHM_PEER as ALGORITHM_PEER
 from layers.convolution_options import ALGORITHM_SYMBOLS as ALGORITHM_SYMBOLS
 from layers.convolution_options import CONVOLUTION as CONVOLUTION
@@ -10,6 +12,7 @@ from layers.convolution_options import CONVOLUTION_PEER as CONVOLUTION_PEER
 from layers.convolution_options import CONVOLUTION_RULES as CONVOLUTION_RULES
 from layers.convolution_options import CONVOLUTION_SYMBOLS as CONVOLUTION_SYMBOLS
 from layers.convolution_options import CONVOLUTION_TRAFFIC as CONVOLUTION_TRAFFIC
+from layers.convolution_options import LOWERED_FLOPS as LOWERED_FLOPS
 from layers.convolution_options import PARTIAL_SYMBOLS as PARTIAL_SYMBOLS
 from layers.convolution_options import TAPS as TAPS
 from layers.convolution_options import TAPWISE_BACKWARD as TAPWISE_BACKWARD

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from profiles.flops import Count, Counting
+
 
 class _Handing(torch.autograd.Function):
     """A zero whose gradient with respect to ``y`` is ``gradient``."""
@@ -45,3 +47,12 @@ def gradients(y: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[Te
         (y,), (gradient,), keep_graph, create_graph, tuple(inputs), allow_unused, accumulate
     )
     return found
+
+
+def counted(y: Tensor) -> Count:
+    """Count the backward of ``y`` for a fixed upstream gradient."""
+    scalar = loss(y, torch.ones_like(y))
+    with Counting() as counting:
+        scalar.backward()  # type: ignore[no-untyped-call]
+    count: Count = counting.count
+    return count

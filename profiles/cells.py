@@ -105,6 +105,17 @@ def chosen(known: Mapping[str, Any], names: Iterable[str] | None, what: str) -> 
     return found
 
 
+def claiming() -> list[Stone]:
+    """Return the layers whose cards claim something, those that a check without names is about."""
+    return [stone for stone in catalog.stones().values() if stone.card.claims and stone.card.role == "layer"]
+
+
+def failures(rows: Iterable[Cell]) -> list[str]:
+    """Return one sentence for each cell that is not as it was claimed."""
+    failed = (row for row in rows if row.verdict == "failed")
+    return [f"{r.stone} {r.weight or r.row} {r.property} {r.carrier}: {r.reason}" for r in failed]
+
+
 def cases(target: Target, conditions: Conditions | None) -> list[Case]:
     """Return a case per claim of a stone's card; one without a claim for ``conditions`` and for a class.
 

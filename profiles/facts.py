@@ -25,9 +25,12 @@ MOST_OPERATIONS, MOST_ON_WEIGHT = 10**13, 10**12  # on the CPU: minutes; decompo
 Record = dict[str, Any]
 
 
-def inspect(subject: Subject, *, measure: bool = True, fvcore: bool = True) -> Record:
+def inspect(
+    subject: Subject, *, measure: bool = True, fvcore: bool = True, backward_share: float | None = None
+) -> Record:
     """Return everything known about ``subject``; with ``measure`` false from the card's formulas alone, without torch.
 
+    With ``backward_share``, of the training time, what a rule for the backward saves is timed too (`profiles.savings`).
     Raises `Refusal` when the layer refuses the input or the CPU would need many minutes for it, and `Unavailable` when
     device or memory are missing.
     """
@@ -36,6 +39,8 @@ def inspect(subject: Subject, *, measure: bool = True, fvcore: bool = True) -> R
         check_environment(subject)
         _check_time(record, subject)
         _measure(record, subject, fvcore)
+        if backward_share is not None:
+            record["backward_savings"] = _savings(record, subject, backward_share)
     _total(record)
     if subject.on_weight:
         total, elements = record["flops"]["forward"]["total"], subject.setup.elements
@@ -59,6 +64,7 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
     """Build the layer, run it forward and backward under observation, and fill in what was seen."""
     import torch
 
+    from profiles.backward import counted
     from profiles.flops import Counting
     from profiles.saved import saving
 
@@ -75,7 +81,7 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
             y = subject.run(module, x)
         record["output"] = {"shape": list(y.shape), "dtype": str(y.dtype).removeprefix("torch."), "bytes": y.nbytes}
         with subject.refusing("fails in its backward"):
-            backward = _backward(y) if y.requires_grad and y.numel() else None
+            backward = counted(y) if y.requires_grad and y.numel() else None
     holds = saved.holds(x)
     kept = saved.bytes - (x.nbytes if subject.on_weight and holds else 0)  # the weight is a parameter, there anyway
     record["memory"]["saved"] |= {"measured": kept, "holds_input": holds}
@@ -91,6 +97,16 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
     _check(record, subject)
 
 
+def _savings(record: Record, subject: Subject, share: float) -> Record | None:
+    """Return what a rule for the backward saves; None for anything else, and where there is nothing to go back."""
+    from profiles.savings import saves, savings
+
+    row = record["flops"]["backward"]
+    if not saves(subject) or not row["executed"]:
+        return None
+    return savings(subject, row["card"], row["executed"], share)
+
+
 def _first_batch(subject: Subject, module: nn.Module, x: Tensor) -> Mapping[str, Tensor]:
     """Let a layer that remembers see one training batch, so that what happens once is not counted as every step.
 
@@ -104,22 +120,19 @@ def _first_batch(subject: Subject, module: nn.Module, x: Tensor) -> Mapping[str,
         torch.manual_seed(subject.setup.seed)
         with _observing(subject) as seen, contextlib.suppress(Refusal):
             subject.run(module.train(), x)
+            if getattr(subject.target, "kind", "") == "backward":
+                _go_back(subject, module, x)
     module.train(subject.setup.train)
     return seen if subject.setup.train else {}
 
 
-def _backward(y: Tensor) -> Count:
-    """Count the backward of ``y`` for a fixed upstream gradient."""
+def _go_back(subject: Subject, module: nn.Module, x: Tensor) -> None:
+    """Take a step back, which is where a rule for the backward remembers, and leave no gradient behind."""
     import torch
 
-    from profiles.backward import loss
-    from profiles.flops import Counting
-
-    scalar = loss(y, torch.ones_like(y))
-    with Counting() as counting:
-        scalar.backward()  # type: ignore[no-untyped-call]
-    count: Count = counting.count
-    return count
+    with torch.enable_grad():
+        y = subject.run(module, x)
+        torch.autograd.grad(y, [t for t in (x, *module.parameters()) if t.requires_grad], torch.ones_like(y))
 
 
 def _workspace(row: Record, subject: Subject, module: nn.Module, x: Tensor) -> None:

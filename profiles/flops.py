@@ -290,10 +290,10 @@ _FREE = frozenset(
     """
     clone copy _to_copy to contiguous empty empty_like empty_strided new_empty new_empty_strided new_zeros new_ones
     new_full zeros zeros_like ones ones_like full full_like scalar_tensor arange fill zero resize set detach lift_fresh
-    alias cat stack index index_put index_copy index_fill index_select gather scatter slice_scatter select_scatter masked_fill
-    where roll flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle im2col
-    slice_backward select_backward expand_copy permute_copy _unsafe_view _reshape_alias item bernoulli normal uniform
-    randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy
+    alias cat stack index index_put index_copy index_fill index_select gather scatter slice_scatter select_scatter
+    masked_fill where roll flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle
+    im2col slice_backward select_backward expand_copy permute_copy _unsafe_view _reshape_alias item bernoulli normal
+    uniform randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy
     squeeze unsqueeze transpose t swapaxes _conj _fused_dropout reflection_pad2d replication_pad2d
     reflection_pad1d reflection_pad3d replication_pad1d replication_pad3d diagonal diag_embed diagonal_copy
     """.split()

@@ -19,8 +19,10 @@ from layers import catalog, formula
 from layers.card import Identity, OptionValue
 from layers.catalog import Stone
 from profiles.difference import Difference, difference
+from profiles.errors import Refusal
 from profiles.prepared import perturb, seasoned
 from profiles.subject import Setup, Subject, subject
+from profiles.target import Target
 from profiles.threads import using_threads
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 DIMS = {"N": 6, "C": 12, "H": 5, "W": 4}
 WEIGHT = {"O": 6, "C": 4, "H": 3, "W": 2}  # of what works on weights
-IMAGES = {"N": 6, "C": 3, "H": 16, "W": 16}  # for a small ResNet, where the stone transforms models
+IMAGES = {"N": 6, "C": 3, "H": 16, "W": 16}  # for a small ResNet, where the stone transforms models, or augmented
 HISTORY = 3  # batches that stored statistics have seen
 SEED = 0  # of the data; γ and β and the upstream gradient have its neighbours: one along x would vanish behind a norm
 
@@ -64,6 +66,23 @@ def check(stones: Iterable[Stone] | None = None, *, progress: Callable[[Row], No
     return rows
 
 
+def stating() -> list[Stone]:
+    """Return the stones whose cards state identities."""
+    return [stone for stone in catalog.stones().values() if stone.card.identities]
+
+
+def stated(target: Target) -> Stone:
+    """Return ``target``, a stone whose card states identities; raises `Refusal` for what states none."""
+    if not isinstance(target, Stone) or not target.card.identities:
+        raise Refusal(f"{target.name} states no identities")
+    return target
+
+
+def failures(rows: Iterable[Row]) -> list[str]:
+    """Return one sentence for each identity that does not hold."""
+    return [f"{r.stone}: {r.says}: {r.reason or r.differs}" for r in rows if r.verdict == "failed"]
+
+
 def _row(stone: Stone, identity: Identity) -> Row:
     row = Row(stone.name, identity.says, identity.mode, None, identity.within, "failed")
     try:
@@ -92,9 +111,11 @@ def _differences(stone: Stone, identity: Identity) -> dict[str, Difference]:
         torch.manual_seed(SEED)
         if stone.card.role == "transform":
             return {"proof": _prove(stone, identity, *_model(identity))}
+        if stone.card.role == "augmentation":
+            return {"proof": _prove(stone, identity, *_pictures(stone, identity))}
         if stone.card.works_on_weights:
             return {"proof": _prove(stone, identity, *_bound(stone, identity))}
-        setup = _setup(identity, DIMS)
+        setup = _setup(identity, dict(list(DIMS.items())[: max(stone.card.ranks)]))
         left, (x, *past) = _subject(stone, identity.options, setup), _batches(setup)
         first = left.build()
         perturb(first, SEED + 1)
@@ -121,6 +142,18 @@ def _bound(stone: Stone, identity: Identity) -> tuple[Callable[..., Any], Tensor
     setup = _setup(identity, WEIGHT)
     made = _subject(stone, identity.options, setup)
     return partial(stone.load(), **made.options), _batches(setup)[0]
+
+
+def _pictures(stone: Stone, identity: Identity) -> tuple[Callable[..., Any], Tensor]:
+    """Return the stone with its options bound, and the images that the proof of an augmentation gets: k/255."""
+    import torch
+
+    setup = _setup(identity, IMAGES)
+    generator = torch.Generator().manual_seed(SEED)
+    levels = torch.randint(0, 256, setup.shape, generator=generator, dtype=torch.uint8)
+    return partial(stone.load(), **_subject(stone, identity.options, replace(setup, dtype="uint8")).options), (
+        levels.double() / 255
+    )
 
 
 def _model(identity: Identity) -> tuple[nn.Module, Tensor]:

@@ -48,6 +48,7 @@ def stated(subject: Subject) -> Record:
         "stats": _tensors(card.statistics if card else (), subject),
         "flops": _flops(card, subject),
         "memory": _memory(card, subject),
+        "backward_savings": None,
         "notes": [] if card is None or is_stated(subject) else [UNSTATED],
         "checks": [],
         "measured": False,
@@ -77,7 +78,8 @@ def is_stated(subject: Subject) -> bool:
     usual = (setup.dtype, setup.memory_format, setup.device) == ("float32", "contiguous", "cpu")
     if subject.card is None or not usual:
         return False
-    if not subject.on_weight and (symbols["N"] == 0 or symbols["S"] < 2):
+    positions = 1 if subject.card.ranks == (2,) else 2
+    if not subject.on_weight and (symbols["N"] == 0 or symbols["S"] < positions):
         return False
     return bool(formula.evaluate(subject.card.stated, symbols))
 

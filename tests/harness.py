@@ -93,8 +93,9 @@ class Case:
 
     @property
     def convolves(self) -> bool:
-        """Whether each output sums products over a window of the input, as the card's O×HO×WO outputs say."""
-        return {"O", "HO", "WO"} <= self.stone.card.derived.keys()
+        """Whether each output sums products: over a window, as the card's O×HO×WO outputs say, or as a linear layer."""
+        card = self.stone.card
+        return {"O", "HO", "WO"} <= card.derived.keys() or (card.ranks == (2,) and "O" in card.derived)
 
     @property
     def follows_itself(self) -> bool:

@@ -104,15 +104,24 @@ def test_the_number_of_parameters_is_that_of_the_card(case: Case):
         assert sum(p.numel() for p in layer.parameters()) == formula.evaluate(case.stone.card.params, values)
 
 
+def shapes_of_buffers(layer):
+    parameters = dict(layer.named_parameters())
+    return {name: tuple(t.shape) for name, t in layer.state_dict().items() if name not in parameters}
+
+
 @pytest.mark.parametrize("case", cases(True))
 def test_the_buffers_are_those_of_the_card(case: Case):
     for channels in (CHANNELS, 2 * CHANNELS):
         values = case.stone.card.symbols((BATCH, channels, *POSITIONS[4]), case.full)
         stated = {stat.name: stat.at(values) for stat in case.stone.card.buffers if stat.at(values) is not None}
         layer = build(case.stone, case.options, channels)
-        parameters = dict(layer.named_parameters())
-        kept = {name: tuple(t.shape) for name, t in layer.state_dict().items() if name not in parameters}
-        assert kept == stated
+        fresh = shapes_of_buffers(layer)
+        assert fresh.keys() == stated.keys()
+        if not any(0 in shape for shape in fresh.values()):
+            assert fresh == stated
+        elif 4 in case.stone.card.ranks:  # what takes its size from the first step is empty before it
+            run(layer, normal((BATCH, channels, *POSITIONS[4])))
+            assert shapes_of_buffers(layer) == stated
 
 
 def stated_statistics(case, shape):
@@ -168,14 +177,16 @@ def test_the_peer_computes_the_same(case: Case):
         if theirs is None:
             continue
         ours, x = case.fresh(), normal(shape)
-        alike = theirs.state_dict().keys() == ours.state_dict().keys()
+        own = ours.state_dict()
+        alike = theirs.state_dict().keys() == own.keys() or (same and theirs.state_dict().keys() <= own.keys())
         if alike:
-            theirs.load_state_dict(ours.state_dict())
+            theirs.load_state_dict({name: own[name] for name in theirs.state_dict()})
         found, wanted = run(ours, x), run(theirs, x)
         assert found.y.shape == wanted.y.shape
         if same:
             assert_near(found.y, wanted.y, 1e-12, what=f"y {shape}")
-            assert_near(found.x, wanted.x, 1e-10, what=f"gradient of x {shape}")
+            if case.exact:
+                assert_near(found.x, wanted.x, 1e-10, what=f"gradient of x {shape}")
         elif alike:
             assert (found.y - wanted.y).abs().max() > 1e-3, "it computes the same: say so on the card"
 

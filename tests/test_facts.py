@@ -18,6 +18,9 @@ LAYERS = [stone for stone in catalog.stones().values() if stone.card.role == "la
 SHAPES = [(4, 12, 5, 3), (8, 12, 4, 4), (4, 12, 3, 4), (4, 12, 7)]
 
 
+ROWS = [(4, 12), (9, 12)]  # of what takes no positions
+
+
 def admitted(stone, options, shape, train):
     """Whether the card admits an input of ``shape``; some options fix the batch or the positions."""
     if len(shape) not in stone.card.ranks:
@@ -34,7 +37,7 @@ CASES = [
     for stone in LAYERS
     for number, options in enumerate(stone.card.examples)
     for train in (True, False)
-    for shape in SHAPES
+    for shape in (ROWS if stone.card.ranks == (2,) else SHAPES)
     if admitted(stone, options, shape, train)
 ]
 

@@ -76,7 +76,9 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(case: Case):
     for name, gradient in found.parameters.items():
         assert gradient is not None, name
         assert gradient.isfinite().all(), name
-        assert gradient.ne(0).all(), f"{name}: {int(gradient.eq(0).sum())} elements without a gradient"
+        # A rule for the backward may leave out some of them by design.
+        some = gradient.ne(0).all() if case.exact else gradient.any()
+        assert some, f"{name}: {int(gradient.eq(0).sum())} elements without a gradient"
 
 
 def global_state():

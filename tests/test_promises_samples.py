@@ -82,7 +82,7 @@ def test_samples_that_do_not_meet_have_no_gradient_in_common(case: Case):
     y = outputs(case.layer()(x))[0]
     (gradient,) = torch.autograd.grad((y[0] * normal(y.shape[1:], seed=7)).sum(), x)
     assert gradient[0].any()
-    if not meets(case):
+    if not meets(case) and case.exact:  # a rule for the backward may give all samples something in common
         assert not gradient[1:].any()
 
 
