@@ -12,10 +12,11 @@ help: ## show this list
 demo: $(STAMP) ## set up, then inspect Group Normalization on real tensors
 	$(RUN)/stones inspect gn --groups 32
 
-test: $(STAMP) ## set up, then lint, types and every test but the slow ones
+test: $(STAMP) ## set up, then lint, types, every stone’s counters and every test but the slow ones
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+	$(RUN)/stones run counters
 	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
 
 test-slow: $(STAMP) ## the long checks alone

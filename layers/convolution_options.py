@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from layers.card import Flops, Option, Peer, Rule
+from layers.card import Claim, Flops, Option, Peer, Rule
 
 # Options, symbols and rules of every two-dimensional convolution: those of torch.nn.Conv2d; WINDOWED, what those have
 # too that know no groups, no bias and no padding but by zeros. I is the number of weights of one output channel, HO×WO
@@ -73,6 +73,13 @@ CONVOLUTION_RULES = (
         "padding",
     ),
 )
+# Of the algorithms: definition, backward of those that lower x to patches, and the one row of the invariance table.
+ALGORITHM_FLOPS = Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)")
+LOWERED_FLOPS = Flops(
+    "2*Q*O*I + (Q*O if bias else 0)",
+    "4*Q*O*I + O*I*N + (Q*O - O if bias else 0) + (0 if pointwise else N*C*met) + unpad",
+)
+ALGORITHM_CLAIMS = (Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),)
 # Of the algorithms, whose workspace is stated for zeros as padding: HP×WP is the padded input, HG×WG what the algorithm
 # is given, met the elements of all windows that are no padding. In bytes: packed, filters with their axes in another
 # order; turned and turned_back, input and output as they change between channels-first and channels-last.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.convolution import Convolution, autocast
-from layers.moments import as_laid_out, needs_plain_operations
+from layers.moments import as_laid_out, needs_plain_operations, wide_dtype
 
 Pair = tuple[int, int]
 Tap = tuple[int, int, tuple[slice, slice], tuple[slice, slice]]
@@ -180,21 +180,25 @@ def patch_matrix(x: Tensor, geometry: Geometry) -> Tensor:
 def lowered_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wants: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return ∂L/∂x and ∂L/∂W, where wanted, by products with matrices of patches, image by image."""
+    """Return ∂L/∂x and ∂L/∂W, where wanted, by products with matrices of patches, image by image.
+
+    Half precision adds up in float32: over the images of a batch rounded sums would stop to grow.
+    """
+    wide = wide_dtype(x.dtype)
     groups, positions = geometry.groups, grad[0, 0].numel() if len(grad) else 0
     filters = weight.reshape(groups, weight.shape[0] // groups, -1)  # (G, O/G, I)
     grads = grad.contiguous().view(len(x), *filters.shape[:2], positions)
     images = x.contiguous()
     grad_x = torch.empty_like(images) if wants[0] else None
-    grad_filters = torch.zeros_like(filters) if wants[1] else None
+    grad_filters = torch.zeros_like(filters, dtype=wide) if wants[1] else None
     matrix = None if geometry.is_pointwise else patch_matrix(x[:1], geometry)
     for n in range(len(x)):
         if grad_filters is not None:
             lowered = patches(images[n : n + 1], geometry, matrix).view(groups, -1, positions)
-            grad_filters.baddbmm_(grads[n], lowered.transpose(1, 2))
+            grad_filters.baddbmm_(grads[n].to(wide), lowered.transpose(1, 2).to(wide))
         if grad_x is not None:
             _add_patches(torch.bmm(filters.transpose(1, 2), grads[n]), grad_x[n], geometry)
-    return grad_x, None if grad_filters is None else grad_filters.view(weight.shape)
+    return grad_x, None if grad_filters is None else grad_filters.view(weight.shape).to(weight.dtype)
 
 
 def _add_patches(columns: Tensor, image: Tensor, geometry: Geometry) -> None:
@@ -204,9 +208,12 @@ def _add_patches(columns: Tensor, image: Tensor, geometry: Geometry) -> None:
         image.copy_(columns.view_as(image))
         return
     cells = columns.view(channels, *geometry.kernel, *geometry.output(*size))
-    image.zero_()
+    dtype = wide_dtype(image.dtype)
+    sums = image.zero_() if dtype == image.dtype else torch.zeros_like(image, dtype=dtype)
     for i, j, (rows, across), (high, wide) in geometry.taps(*size):
-        image[:, rows, across] += cells[:, i, j, high, wide]
+        sums[:, rows, across] += cells[:, i, j, high, wide]
+    if sums is not image:
+        image.copy_(sums)
 
 
 def tapwise_gradients(
@@ -214,7 +221,7 @@ def tapwise_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return ∂L/∂x and ∂L/∂W, where wanted, tap by tap, without lowering; half precision adds up in float32."""
     groups, (outputs, inputs, kh, kw) = geometry.groups, weight.shape
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x.dtype)
     channels = x.permute(0, 2, 3, 1).to(wide).contiguous()
     grads = grad.permute(0, 2, 3, 1).to(wide).contiguous()
     filters = weight.reshape(groups, outputs // groups, inputs, kh, kw).to(wide)

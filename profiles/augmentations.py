@@ -100,6 +100,24 @@ def _step(step: Step, subject: Subject) -> Record:
     return {**step._asdict(), "values": list(values)}
 
 
+_UNITS = {"Rotate": "°", "TranslateX": " px", "TranslateY": " px", "Posterize": " bits"}
+
+
+def words(operation: str, values: Sequence[float]) -> str:
+    """Return an operation with its values, those of both directions where it has two: ``Rotate ±30°``,
+    ``Color × 0.1 or 1.9``, ``Posterize 4 bits``.
+    """
+    told = [f"{value:.4g}".replace("-", "−") for value in values]
+    match operation:
+        case "AutoContrast" | "Invert" | "Equalize":
+            return operation
+        case "Contrast" | "Color" | "Brightness" | "Sharpness":
+            return f"{operation} × {' or '.join(f'{value:.4g}' for value in sorted(values))}"
+        case "Solarize":
+            return f"{operation} from {told[0]}"
+    return f"{operation} {'±' if len(values) > 1 else ''}{told[0]}{_UNITS.get(operation, '')}"
+
+
 def _measure(record: Record, subject: Subject) -> None:
     """Augment one batch; run the same draws through Pillow where it is installed."""
     import torch
@@ -150,4 +168,4 @@ def _beside_pillow(before: Tensor, after: Tensor, plans: Sequence[Plan], fill: F
     return {"version": PIL.__version__, "images": len(same), "equal": sum(same)}
 
 
-__all__ = ["SCHEMA", "Record", "inspect"]
+__all__ = ["SCHEMA", "Record", "inspect", "words"]

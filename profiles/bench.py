@@ -96,7 +96,7 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
         "cases": done,
         "skipped": [asdict(skipped) for skipped in skips.found],
         "warnings": machine,
-        "verdict": _worst(done),
+        "verdict": worst(done),
         "interrupted": interrupted,
     }
 
@@ -225,10 +225,28 @@ def _ratio(case: Case, index: int, timing: Timing) -> Record:
     }
 
 
-def _worst(cases: Sequence[Record]) -> str | None:
+def worst(cases: Sequence[Record]) -> str | None:
     """The verdict of all binding gates together: one failure fails, else one inconclusive is; None without gates."""
     verdicts = {ratio["verdict"] for case in cases for ratio in case["ratios"] if ratio["advisory"] is False}
     return next((str(v) for v in (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS) if v in verdicts), None)
+
+
+def judgements(case: Record) -> list[tuple[str, str]]:
+    """Return what is to be said of the gates of a record of a case that did not pass.
+
+    Each is a word (fail, inconclusive, or advisory for a gate that only warns) and a sentence.
+    """
+    return [
+        ("advisory" if ratio["advisory"] else ratio["verdict"], f"{case['name']} {case['direction']}: {_told(ratio)}")
+        for ratio in case["ratios"]
+        if ratio["verdict"] in (Verdict.FAIL, Verdict.INCONCLUSIVE)
+    ]
+
+
+def _told(ratio: Record) -> str:
+    low, high = ratio["ratio_ci95"]
+    interval = f"95 % interval {low:.3g} to {high:.3g}"
+    return f"{ratio['ratio']:.3g} × {ratio['vs']} ({interval}), the bar is {ratio['max_ratio']:g}"
 
 
 def _bounds(interval: Interval, unit: float = 1.0) -> list[float]:

@@ -7,16 +7,21 @@ are refused. Every refusal is a `ProfileError` that begins with file:line:column
 
 from __future__ import annotations
 
+import importlib.resources
 import math
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import yaml
 
+from layers import catalog
 from profiles.errors import Refusal
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 MOST_BYTES = 64 * 1024
 MOST_EVENTS = 10_000
@@ -81,6 +86,35 @@ def read(path: Path, name: str) -> Value:
         raise ProfileError(place, "an alias stands inside what it stands for") from error
     except yaml.YAMLError as error:
         raise ProfileError(place, f"not YAML: {error}") from error
+
+
+def built_in(folder: str = "") -> dict[str, Traversable]:
+    """Return the YAML files that come with the package, by name: those in ``folder`` of it, not below."""
+    files = (importlib.resources.files("profiles") / folder).iterdir()
+    return {f.name.removesuffix(".yaml"): f for f in sorted(files, key=lambda f: f.name) if f.name.endswith(".yaml")}
+
+
+def opened(name: str, known: Mapping[str, Traversable]) -> tuple[Value, str]:
+    """Return the document called ``name``, one of ``known`` or the path of a file, and the name without its suffix.
+
+    Raises `Refusal` where there is none, and `ProfileError` as `read` does.
+    """
+    if name in known:
+        with importlib.resources.as_file(known[name]) as path:
+            return read(path, path.name), name
+    path = Path(name)
+    if not _exists(path):
+        near = catalog.suggest(name, known)
+        hint = f"did you mean {near}?" if near else f"built in are {', '.join(known)}"
+        raise Refusal(f"there is no profile {name!r}, nor a file of that name; {hint}")
+    return read(path, name), path.stem
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        return False
 
 
 def _text(path: Path, place: Place) -> str:

@@ -73,7 +73,7 @@ class Entrant:
 
 def entrant(text: str) -> Entrant:
     """Return what ``text`` names; raises `Refusal` or `OptionError` for what it should not."""
-    parts = tuple(_part(word) for word in text.split("+"))
+    parts = tuple(read_part(word) for word in text.split("+"))
     if sum(part.trains for part in parts) > 1:
         raise Refusal(f"{text}: an entrant has one optimizer; give several entrants")
     for part in parts:
@@ -94,7 +94,8 @@ def _check_part(part: Part, text: str) -> None:
         )
 
 
-def _part(word: str) -> Part:
+def read_part(word: str) -> Part:
+    """Return the technique of ``word`` with the options spelt in it; raises `Refusal` or `OptionError`."""
     head, colon, tail = word.strip().rpartition(":")
     name, spelt = (head, tail) if colon and "=" in tail else (word.strip(), "")
     target = resolve(name)

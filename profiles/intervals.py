@@ -42,6 +42,18 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
     return Interval(statistics.median(values), medians[cut], medians[-1 - cut])
 
 
+def bootstrap_ratio(of: Sequence[float], vs: Sequence[float], seed: int = 0) -> Interval:
+    """Return the median of ``of`` over that of ``vs``, positive numbers measured apart, with its bootstrap interval.
+
+    Both are resampled on their own (Efron & Tibshirani 1993, chapter 8): nothing pairs them.
+    """
+    draw = random.Random(seed).choices
+    drawn = ([statistics.median(draw(values, k=len(values))) for values in (of, vs)] for _ in range(RESAMPLES))
+    ratios = sorted(one / other for one, other in drawn)
+    cut = round((1 - LEVEL) / 2 * RESAMPLES)
+    return Interval(statistics.median(of) / statistics.median(vs), ratios[cut], ratios[-1 - cut])
+
+
 def interquartile_range(values: Sequence[float]) -> float:
     """Return the distance between the quartiles of ``values`` (2 or more)."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")

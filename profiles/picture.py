@@ -35,9 +35,12 @@ def check_matplotlib() -> None:
         ) from error
 
 
-def render(record: Mapping[str, Any], form: str = "svg", dpi: int = 150) -> bytes:
+def render(
+    record: Mapping[str, Any], form: str = "svg", dpi: int = 150, pictures: Mapping[str, Any] | None = None
+) -> bytes:
     """Return the picture of ``record`` (schema stones.draw/1) as a file of ``form``, svg or png of ``dpi`` per inch.
 
+    ``pictures`` are those of a contact sheet by their digests; where one is missing, its place stays empty.
     Raises `Refusal` for another form, `Unavailable` without matplotlib.
     """
     if form not in FORMATS:
@@ -48,7 +51,7 @@ def render(record: Mapping[str, Any], form: str = "svg", dpi: int = 150) -> byte
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        made = figure(record)
+        made = figure(record, pictures)
         file = io.BytesIO()
         said = {"Title": record["title"], "Description": record["caption"]}
         about = {"Date": None, "Creator": "stones draw"} if form == "svg" else {"Software": "stones draw"}
@@ -56,13 +59,13 @@ def render(record: Mapping[str, Any], form: str = "svg", dpi: int = 150) -> byte
     return file.getvalue()
 
 
-def figure(record: Mapping[str, Any]) -> Figure:
+def figure(record: Mapping[str, Any], pictures: Mapping[str, Any] | None = None) -> Figure:
     """Return the figure: the title, the sketches of all panels row by row, the caption. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     from profiles.picture_sketch import Canvas
 
-    rows = _rows(record)
+    rows = _rows(record, pictures or {})
     unit = _unit(rows)
     wide = max(NARROWEST, *(sum(_room(sketch, unit) for sketch in row) for row in rows)) + 2 * _MARGIN
     lines = textwrap.wrap(record["caption"], max(20, int((wide - 2 * _MARGIN) / 0.077)))
@@ -95,11 +98,14 @@ def figure(record: Mapping[str, Any]) -> Figure:
     return made
 
 
-def _rows(record: Mapping[str, Any]) -> list[list[Sketch]]:
+def _rows(record: Mapping[str, Any], pictures: Mapping[str, Any]) -> list[list[Sketch]]:
     from profiles import picture_matrix as matrices
     from profiles.picture_sharing import sharing_rows
+    from profiles.picture_sheet import sheet_rows
 
     panels = record["panels"]
+    if panels[0]["kind"] == "sheet":
+        return sheet_rows(panels[0], pictures)
     if panels[0]["kind"] == "reach":
         return matrices.reach_rows(panels)
     if panels[0]["kind"] == "sharing":

@@ -132,7 +132,8 @@ def _planes(panel: Panel) -> Sketch:
                 text, fill = ("", EMPTY) if here is None else (str(here), colour(here))
                 canvas.cell(x + side * column, y + side * row, fill, text, side, side)
 
-    title = f"every element: the number of its set, {len(panel['sets'])} sets"
+    count = len(panel["sets"])
+    title = f"every element: the number of its set, {count} set{'s' if count > 1 else ''}"
     return Sketch(title, left + c * step_x, top + n * step_y, draw)
 
 

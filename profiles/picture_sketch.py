@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, Polygon, Rectangle
@@ -54,6 +54,10 @@ class Canvas:
             side = POINTS * self.unit
             size = min(0.62 * side * height, 0.86 * side * width / (_NARROW * len(text)), LARGEST)
             self.word(x + width / 2, y + height / 2, text, size, _ink(fill))
+
+    def image(self, x: float, y: float, pixels: Any, width: float, height: float) -> None:
+        """Draw a picture (rows, columns, 3) with its upper left corner at (x, y); pixels stay sharp when enlarged."""
+        self.axes.imshow(pixels, extent=(x, x + width, y + height, y), aspect="auto", interpolation="antialiased")
 
     def face(self, corners: list[Point], fill: str) -> None:
         """Draw a polygon: a visible face of a cell of a cube."""

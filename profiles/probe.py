@@ -1,7 +1,8 @@
 """`stones draw`: what the picture of a stone shows, measured on the running layer: one record, schema stones.draw/1.
 
 ``panels`` are what is drawn, each with its ``kind``: sharing (which elements each statistic is made of), origin (where
-the number in each cell comes from) or reach (how far convolutions see). `picture.render` makes the picture of it.
+the number in each cell comes from), reach (how far convolutions see) or sheet (what operations make of a picture).
+`picture.render` makes the picture of it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from layers.card import OptionError, OptionValue
 from layers.catalog import Stone
 from layers.dilation import rates_of
 from profiles.errors import Refusal
+from profiles.photo import BUILT_IN, LONGEST_SIDE
 from profiles.probe_words import caption
 from profiles.subject import Setup, Subject, subject
 from profiles.target import Target, card_of
 
 if TYPE_CHECKING:
+    from profiles.photo import Photo
     from profiles.probe_sharing import Sharing
+    from profiles.sheet import Pictures
 
 SCHEMA = "stones.draw/1"
 Record = dict[str, Any]
@@ -37,23 +41,28 @@ _INPUTS = {
     "pool": ((1, 2, 4, 5), (1, 4, 7, 7)),
     "levels": ((1, 1, 13, 13),),
     "rearrangement": ((1, 2, 4, 4), (1, 2, 6, 6), (4, 2, 2, 2)),
+    "sheet": ((1, 3, *BUILT_IN),),
 }
 
 
 def picture_of(target: Target) -> str:
     """Return what is drawn of ``target``, empty for nothing; without torch.
 
-    One of sharing, windows, matrix, taps, rearrangement, reach, levels. Of a class it is what torch's normalization
-    kernels compute in it, if there are any.
+    One of sharing, windows, matrix, taps, rearrangement, reach, levels, sheet. Of a class it is what torch's
+    normalization kernels compute in it, if there are any.
     """
     card = card_of(target)
     if card is None:
         return "sharing"
+    if card.role == "augmentation":
+        return "sheet"
     if card.role != "layer":
         return ""
     if card.draws:
         return card.draws
     names = {stat.name for stat in card.statistics}
+    if isinstance(target, Stone) and target.kind == "backward":
+        return ""  # thresholds found by a search, and what the step before left: nothing that elements share
     if isinstance(target, Stone) and target.kind == "conv":
         return "matrix" if "matrix" in names else "taps" if names <= {"partial", "indirection"} else "windows"
     return "sharing" if names else ""
@@ -72,7 +81,8 @@ def drawing(
     train: bool | None = None,
     seed: int = 0,
 ) -> Subject:
-    """Return ``target`` ready to be probed, in float64, on an input of ``shape``, None: a small one.
+    """Return ``target`` ready to be probed, in float64, on an input of ``shape``, None: a small one; augmentations work
+    on one image in uint8.
 
     ``train`` None is training, but evaluation for poolings, whose batch norms tie everything together in training.
     Raises `Refusal` for a stone without a picture and for what is too large to be read, OptionError for options; does
@@ -82,7 +92,8 @@ def drawing(
     if not picture:
         raise Refusal(f"no picture is defined for {target.name}; there is one for {', '.join(drawable())}")
     kind = target.kind if isinstance(target, Stone) else "norm"
-    setup = Setup((), "float64", train=kind != "pool" if train is None else train, seed=seed)
+    dtype = "uint8" if picture == "sheet" else "float64"
+    setup = Setup((), dtype, train=kind != "pool" if train is None else train, seed=seed)
     if shape is not None:
         made = subject(target, options or {}, replace(setup, shape=shape))
     else:
@@ -92,7 +103,7 @@ def drawing(
 
 
 def _smallest(target: Target, options: Mapping[str, OptionValue], setup: Setup, group: str) -> Subject:
-    """Return ``target`` on the first usual input that admits ``options``; what refuses the first one is raised."""
+    """Return ``target`` on the first usual input that admits ``options``; raises OptionError as the first one does."""
     shapes = _INPUTS.get(group, _INPUTS["norm"])
     if group == "reach":  # all that a stack of dilated convolutions sees
         full = target.card.check({}, options) if isinstance(target, Stone) else {}
@@ -104,7 +115,8 @@ def _smallest(target: Target, options: Mapping[str, OptionValue], setup: Setup, 
             return subject(target, options, replace(setup, shape=shape))
         except OptionError as error:
             refused.append(error)
-    raise refused[0]
+    usual, first = "x".join(map(str, shapes[0])), refused[0]
+    raise OptionError(f"{first}; drawn is {usual} unless --input says another", first.option)
 
 
 def _refuse_large(what: Subject, picture: str) -> None:
@@ -112,6 +124,11 @@ def _refuse_large(what: Subject, picture: str) -> None:
     shape = "x".join(map(str, what.setup.shape))
     if not what.setup.elements:
         raise Refusal(f"--input {shape}: nothing can be drawn of an input without elements")
+    if picture == "sheet":
+        count, *_, height, width = what.setup.shape
+        if count != 1 or max(height, width) > LONGEST_SIDE:
+            raise Refusal(f"--input {shape}: a sheet shows 1 image, its sides at most {LONGEST_SIDE} pixels")
+        return
     most = MOST_CELLS if picture in ("reach", "rearrangement") else MOST_ELEMENTS
     counts = {f"--input {shape}": (what.setup.elements, most)}
     card, symbols = what.card, what.symbols
@@ -142,13 +159,15 @@ def _remedy(what: Subject) -> str:
 def probe(what: Subject, step: Step = lambda done: None) -> Record:
     """Run ``what``, made by `drawing`, and return the record of its picture; calls ``step`` with the share done.
 
-    Raises `Refusal` where it computes nothing that could be drawn.
+    Raises `Refusal` where it computes nothing that could be drawn. Of an augmentation `sheet` returns the pixels too.
     """
     from profiles import probe_origin as origins
     from profiles import probe_sharing as sharing
 
     picture = picture_of(what.target)
     panels: list[Any]
+    if picture == "sheet":
+        return sheet(what)[0]
     if picture == "reach":
         panels = [*origins.reach(what)]
     elif picture == "rearrangement":
@@ -161,16 +180,31 @@ def probe(what: Subject, step: Step = lambda done: None) -> Record:
         pools = isinstance(what.target, Stone) and what.target.kind == "pool"
         look = sharing.levels if picture == "levels" else sharing.pooled if pools else sharing.statistics
         panels = [*_all(what, sharing.sharings(what, look, step))]
+    return _recorded(what, [panel.record() for panel in panels])
+
+
+def sheet(what: Subject, photo: Photo | None = None, *, policy: bool = False) -> tuple[Record, Pictures]:
+    """Return the record of the contact sheet of ``what``, an augmentation made by `drawing`, and its pictures.
+
+    ``photo`` is the picture that is shown, None: the built-in one. Rows are operations, with ``policy`` sub-policies.
+    """
+    from profiles import sheet as sheets
+
+    panel, pictures = sheets.sheet(what, photo, policy=policy)
+    return _recorded(what, [panel]), pictures
+
+
+def _recorded(what: Subject, panels: list[Record]) -> Record:
     record = {
         "schema": SCHEMA,
         "stone": what.name,
         "title": _title(what),
-        "picture": picture,
+        "picture": picture_of(what.target),
         "options": {name: list(value) if isinstance(value, tuple) else value for name, value in what.options.items()},
         "input": list(what.setup.shape),
         "mode": "train" if what.setup.train else "eval",
         "seed": what.setup.seed,
-        "panels": [panel.record() for panel in panels],
+        "panels": panels,
     }
     return {**record, "caption": caption(record)}
 

@@ -15,13 +15,14 @@ _PLURALS = {
 
 def caption(record: Mapping[str, Any]) -> str:
     """Return one sentence for each panel, and how it was found."""
-    words = {"sharing": _sharing, "origin": _origin, "reach": _reach}
+    words = {"sharing": _sharing, "origin": _origin, "reach": _reach, "sheet": _sheet}
     panels = record["panels"]
     said = [_taps(panels)] if record["picture"] == "taps" else [words[panel["kind"]](panel) for panel in panels]
     how = {
         "sharing": "Probed: each element was changed by itself, and what moved with it noted.",
         "origin": "Probed: the layer ran on numbered elements.",
         "reach": "Probed: the gradient of the output in the middle, all taps 1.",
+        "sheet": "Probed: the operations ran on the original.",
     }
     return " ".join([*said, how[panels[0]["kind"]]])
 
@@ -97,9 +98,9 @@ def _taps(panels: Sequence[Panel]) -> str:
     moved = [sum(cell > 0 for cell in panel["cells"]) for panel in panels]
     pixels = math.prod(panels[0]["source_shape"][2:])
     count = f"{min(moved)}" if len(set(moved)) == 1 else f"{min(moved)} to {max(moved)}"
-    return (
-        f"Each output is the sum of {len(panels)} taps, of which each brings {count} of {pixels} pixels, moved; "
-        "0 is padding."
+    padded = any(cell == 0 for panel in panels for cell in panel["cells"])
+    return f"Each output is the sum of {len(panels)} taps, of which each brings {count} of {pixels} pixels, moved" + (
+        "; 0 is padding." if padded else "."
     )
 
 
@@ -113,3 +114,17 @@ def _reach(panel: Panel) -> str:
     box = (high - field[0] - field[1]) * (wide - field[2] - field[3])
     holes = f"{box - seen} holes" if box > seen else "no holes"
     return f"After {panel['target']}: {seen} of {box} positions of the receptive field are seen, {holes}."
+
+
+def _sheet(panel: Panel) -> str:
+    """Say what the rows show, and of which picture."""
+    image = panel["image"]
+    size, before = (f"{width}×{height}" for width, height in (image["size"], image["file_size"]))
+    shrunk = f", shrunk from {before}" if size != before else ""
+    where = "computed" if image["source"] == "built in" else f"from a file in mode {image['mode']}"
+    rows = (
+        "every operation at indices of its magnitude, to the other side at negative ones"
+        if panel["target"] == "operations"
+        else f"draws of each of the {panel['target']}"
+    )
+    return f"The original ({size} pixels{shrunk}, {where}), then {rows}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from layers.card import Option, OptionValue
 
@@ -48,3 +49,10 @@ def decimal(text: str) -> float | None:
         return float(text) if text.isascii() and "_" not in text else None
     except ValueError:
         return None
+
+
+def value_text(value: Any) -> str:
+    """Return any value of a record as the command line spells it: 8x32, true, none, 128."""
+    if isinstance(value, (list, tuple)) and all(isinstance(entry, int) for entry in value):
+        return "x".join(map(str, value)) or "scalar"
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -105,7 +105,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Find the techniques named, take on the options that all of them have, parse."""
         names, kind = self._found(ctx, args) if self._takes_targets else ([], "")
-        ctx.meta[_TARGETS] = tuple(_resolved(names, ctx))
+        ctx.meta[_TARGETS] = self.targets(names, ctx)
         ctx.meta[_OWNERS] = ctx.meta[_TARGETS] or _timeable(kind)
         ctx.meta[_OPTIONS] = []
         if ctx.meta[_OWNERS] and self.name in _WITH_OPTIONS:
@@ -115,8 +115,12 @@ class Command(TyperCommand):
         rest = super().parse_args(ctx, args)
         parsed = _listed(next((ctx.params[name] for name in _NAMES if ctx.params.get(name) is not None), ()))
         if self._takes_targets and parsed != names:  # a name that looked like an option or its value, or the reverse
-            ctx.meta[_TARGETS] = tuple(_resolved(parsed, ctx))
+            ctx.meta[_TARGETS] = self.targets(parsed, ctx)
         return rest
+
+    def targets(self, names: Sequence[str], ctx: Any) -> tuple[Target, ...]:
+        """Return what ``names`` mean; while the shell completes, only those for which no code of the user runs."""
+        return tuple(_resolved(names, ctx))
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters of the command after those of the technique."""
@@ -162,13 +166,15 @@ class Command(TyperCommand):
             values, rest, _ = self.make_parser(ctx).parse_args(list(args))
         finally:
             ctx.ignore_unknown_options = before
-        words = [*_listed(next((values[name] for name in _NAMES if values.get(name) is not None), ())), *rest]
+        arguments = (values.get(parameter.name) for parameter in self.params if parameter.param_type_name == "argument")
+        words = [*(word for argument in arguments if argument for word in _listed(argument)), *rest]
         names = [
             word
             for word, previous in zip(words, ["", *words], strict=False)
             if not word.startswith("-") and (_is_name(word) or not previous.startswith("--") or "=" in previous)
         ]
-        return names, values.get("kind") or ""
+        single = "technique" in values  # then what follows the name is another argument
+        return names[:1] if single else names, values.get("kind") or ""
 
 
 def _write_statuses(formatter: Any) -> None:
@@ -177,7 +183,7 @@ def _write_statuses(formatter: Any) -> None:
 
 
 # The commands whose techniques may be given options.
-_WITH_OPTIONS = ("inspect", "bench", "draw", "check-invariance", "check-gradients")
+_WITH_OPTIONS = ("inspect", "bench", "diff", "draw", "check-invariance", "check-gradients")
 _NAMES = ("technique", "techniques")  # what a command calls its argument when it is to be resolved here
 
 
@@ -199,7 +205,7 @@ def _timeable(kind: str) -> tuple[Target, ...]:
 
 
 def _resolved(names: Sequence[str], ctx: Any) -> list[Target]:
-    """Resolve ``names``; while completing, those only for which no code of the user runs."""
+    """Resolve ``names``, those only that are techniques while completing."""
     if ctx.resilient_parsing:
         return [catalog.stone(name) for name in names if ":" not in name and _is_name(name)]
     return [targets.resolve(name) for name in names]

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from profiles.errors import Refusal
+from profiles.expect import Expectation
+from profiles.expect import parse as expectation
 from profiles.subject import DTYPES, MEMORY_FORMATS, Setup
 from stones_cli import parse
-from stones_cli.expect import Expectation
-from stones_cli.expect import parse as expectation
 from stones_cli.options import complete_names, offering
 
-FORMATS = ("table", "json", "jsonl", "markdown", "csv")
+FORMATS = ("table", "json", "jsonl", "markdown", "csv", "github")
 SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".md": "markdown", ".csv": "csv", ".txt": "table"}
 SETUP, OUTPUT = "Setup", "Output"
 SHAPE = parse.Shape((8, 64, 32, 32))

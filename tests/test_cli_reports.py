@@ -13,12 +13,13 @@ from typer.main import get_command
 from layers import catalog
 from layers.card import Claim, Identity
 from profiles import bench, facts, identities, invariance
+from profiles.inspecting import contradictions
 from profiles.subject import Setup, subject
 from profiles.target import resolve
 from stones_cli.app import app
 from stones_cli.report import plain
 from stones_cli.report.identities import equations
-from stones_cli.report.inspection import contradictions, inspection
+from stones_cli.report.inspection import inspection
 from stones_cli.report.invariance import matrix
 from stones_cli.status import Status
 

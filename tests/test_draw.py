@@ -164,6 +164,12 @@ def test_every_tap_moves_the_pixels_to_where_a_convolution_by_it_alone_does(name
         assert found[f"tap {row}, {column}"]["cells"] == whole(wanted)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_the_caption_of_taps_speaks_of_padding_where_there_is_some(padding):
+    said = probed("kn2row-aa", (1, 2, 4, 4), padding=padding)["caption"]
+    assert ("0 is padding" in said) == bool(padding)
+
+
 # Where numbers are moved to.
 
 

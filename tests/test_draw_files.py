@@ -154,7 +154,8 @@ def test_json_and_picture_together(tmp_path):
 WRONG = {
     "draw": "Missing argument",
     "draw gn --groups 2": "give -o file.svg or -o file.png",
-    "draw gn -o gn.svg": "4 channels divide into 1, 2, 4 groups",
+    "draw gn -o gn.svg": "4 channels divide into 1, 2, 4 groups; drawn is 2x4x4x4 unless --input says another",
+    "draw dsg -o dsg.svg": "no picture is defined for dsg",
     "draw gn --groups 2 -o gn.pdf": "must end in .svg or .png",
     "draw gn --groups 2 -o gn": "must end in .svg or .png",
     "draw gn --groups 2 -o -": "ends in .svg or .png",

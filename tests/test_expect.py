@@ -6,7 +6,7 @@ import pytest
 from command_line import invoke
 
 from profiles.errors import Refusal
-from stones_cli.expect import find, judge, parse
+from profiles.expect import find, judge, parse
 
 RECORD = {
     "params": {"total": 128, "trainable": 64},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.card import Card, Identity, Option, Paper, Stat
 from layers.convolution import options_among
 from layers.gemm_convolution import (
     GemmConvolution,
@@ -26,11 +26,14 @@ from layers.gemm_convolution import (
 )
 from layers.observe import observe
 from layers.shared import (
+    ALGORITHM_CLAIMS,
+    ALGORITHM_FLOPS,
     ALGORITHM_PEER,
     ALGORITHM_SYMBOLS,
     CONVOLUTION,
     CONVOLUTION_RULES,
     CONVOLUTION_TRAFFIC,
+    LOWERED_FLOPS,
 )
 
 card = Card(
@@ -69,11 +72,8 @@ card = Card(
         ),
     ),
     params="O*I + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
-    executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0)",
-        "4*Q*O*I + O*I*N + (Q*O - O if bias else 0) + (0 if pointwise else N*C*met) + unpad",
-    ),
+    flops=ALGORITHM_FLOPS,
+    executed=LOWERED_FLOPS,
     explained="Backward the filters' gradient is added up image by image, O×I numbers each, and col2im adds every "
     "element of a patch that is no padding to the image. fvcore does not see into the custom backward and counts a "
     "multiply-add as 1.",
@@ -82,7 +82,7 @@ card = Card(
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
-    claims=(Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),),
+    claims=ALGORITHM_CLAIMS,
     identities=(
         Identity(says="it is torch.nn.Conv2d", options={"padding": 1, "stride": 2}, proof="as_torch"),
         Identity(says="the matrix is torch.nn.functional.unfold's, column by column", proof="matrix_is_unfold"),

@@ -17,17 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import unfold
 
-from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.card import Card, Identity, Option, Paper, Stat
 from layers.convolution import options_among
 from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, lowered_gradients, started
 from layers.observe import observe, observing
 from layers.pooling import is_last
 from layers.shared import (
+    ALGORITHM_CLAIMS,
+    ALGORITHM_FLOPS,
     ALGORITHM_PEER,
     ALGORITHM_SYMBOLS,
     CONVOLUTION,
     CONVOLUTION_RULES,
     CONVOLUTION_TRAFFIC,
+    LOWERED_FLOPS,
 )
 from layers.strided_windows import as_rows, made_output, multiply, packed, windows, zero_padded
 
@@ -71,11 +74,8 @@ card = Card(
         ),
     ),
     params="O*I + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
-    executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0)",
-        "4*Q*O*I + O*I*N + (Q*O - O if bias else 0) + (0 if pointwise else N*C*met) + unpad",
-    ),
+    flops=ALGORITHM_FLOPS,
+    executed=LOWERED_FLOPS,
     explained="Backward the filters' gradient is added up image by image, O×I numbers each, and every element of a "
     "patch that is no padding is added to the image. fvcore does not see into the custom backward and counts a "
     "multiply-add as 1.",
@@ -84,7 +84,7 @@ card = Card(
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
-    claims=(Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),),
+    claims=ALGORITHM_CLAIMS,
     identities=(
         Identity(says="it is torch.nn.Conv2d", options={"padding": 1, "stride": 2}, proof="as_torch"),
         Identity(

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
+from layers.card import Card, Flops, Identity, Option, Paper, Stat
 from layers.convolution import options_among
 from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, started, tapwise_gradients
 from layers.observe import observe, observing
 from layers.shared import (
+    ALGORITHM_CLAIMS,
+    ALGORITHM_FLOPS,
     ALGORITHM_PEER,
     CONVOLUTION,
     CONVOLUTION_RULES,
@@ -66,7 +68,7 @@ card = Card(
         ),
     ),
     params="O*I + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
+    flops=ALGORITHM_FLOPS,
     executed=Flops("2*Q*O*I + Q*O*KH*KW", TAPWISE_BACKWARD),
     caution="torch cannot multiply what pointers point to: pixels are gathered into panels first, so the time measured "
     "is not that of the published algorithm",
@@ -80,7 +82,7 @@ card = Card(
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
-    claims=(Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),),
+    claims=ALGORITHM_CLAIMS,
     identities=(
         Identity(says="it is torch.nn.Conv2d", options={"padding": 1, "stride": 2}, proof="as_torch"),
         Identity(

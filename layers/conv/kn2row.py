@@ -13,11 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.card import Card, Claim, Flops, Identity, Paper, Stat
+from layers.card import Card, Flops, Identity, Paper, Stat
 from layers.convolution import options_among
 from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, started, tapwise_gradients
 from layers.observe import observe, observing
 from layers.shared import (
+    ALGORITHM_CLAIMS,
+    ALGORITHM_FLOPS,
     ALGORITHM_PEER,
     CONVOLUTION,
     CONVOLUTION_RULES,
@@ -54,7 +56,7 @@ card = Card(
         ),
     ),
     params="O*I + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
+    flops=ALGORITHM_FLOPS,
     executed=Flops(
         "2*Q*O*I + (Q*O if bias else 0) if pointwise else 2*N*O*(C // groups)*made*HG*WG + N*O*met",
         TAPWISE_BACKWARD,
@@ -68,7 +70,7 @@ card = Card(
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
-    claims=(Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),),
+    claims=ALGORITHM_CLAIMS,
     identities=(
         Identity(says="it is torch.nn.Conv2d", options={"padding": 1, "stride": 2}, proof="as_torch"),
         Identity(says="one tap at a time it is torch.nn.Conv2d", options={"taps": "one"}, proof="as_torch"),

@@ -12,10 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.card import Card, Claim, Flops, Identity, Paper
+from layers.card import Card, Flops, Identity, Paper
 from layers.convolution import options_among
 from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, started, tapwise_gradients
 from layers.shared import (
+    ALGORITHM_CLAIMS,
+    ALGORITHM_FLOPS,
     ALGORITHM_PEER,
     CONVOLUTION,
     CONVOLUTION_RULES,
@@ -42,7 +44,7 @@ card = Card(
     derived=TAPWISE_SYMBOLS,
     rules=CONVOLUTION_RULES,
     params="O*I + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
+    flops=ALGORITHM_FLOPS,
     executed=Flops("2*N*met*O*(C // groups) + N*met*O", TAPWISE_BACKWARD),
     explained="What a tap would meet in padding is left out, forward and backward; each tap adds to what is there. "
     "fvcore does not see into the custom backward and counts a multiply-add as 1.",
@@ -51,7 +53,7 @@ card = Card(
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
-    claims=(Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),),
+    claims=ALGORITHM_CLAIMS,
     identities=(
         Identity(says="it is torch.nn.Conv2d", options={"padding": 1, "stride": 2}, proof="as_torch"),
         Identity(

@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import unfold
 
-from layers.card import Card, Claim, Flops, Identity, Paper, Stat
+from layers.card import Card, Flops, Identity, Paper, Stat
 from layers.convolution import options_among
 from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, started, tapwise_gradients
 from layers.observe import observe, observing
 from layers.pooling import is_last
 from layers.shared import (
+    ALGORITHM_CLAIMS,
+    ALGORITHM_FLOPS,
     ALGORITHM_PEER,
     ALGORITHM_SYMBOLS,
     CONVOLUTION,
@@ -63,7 +65,7 @@ card = Card(
         ),
     ),
     params="O*I + (O if bias else 0)",
-    flops=Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)"),
+    flops=ALGORITHM_FLOPS,
     executed=Flops(
         "2*Q*O*I + (Q*O if bias else 0) + (Q*O*(KH - 1) if deep else 0)",
         "4*N*met*O*(C // groups) + N*C*met + (Q*O - O if bias else 0) + unpad",
@@ -76,7 +78,7 @@ card = Card(
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
-    claims=(Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),),
+    claims=ALGORITHM_CLAIMS,
     identities=(
         Identity(says="it is torch.nn.Conv2d", options={"padding": 1, "stride": 2}, proof="as_torch"),
         Identity(

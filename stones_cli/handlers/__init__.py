@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from layers.card import OptionError
 from profiles.target import Target
+from stones_cli.common import Destination
 from stones_cli.failures import complain
 from stones_cli.status import Status
 
@@ -37,8 +38,12 @@ def naming(target: Target, among: Collection[Target]) -> Iterator[None]:
         raise OptionError(f"{target.name}: {error}", error.option) from error
 
 
-def judged(failed: Sequence[str]) -> Status:
-    """Say what failed, one line each, and return the status."""
+def judged(failed: Sequence[str], where: Destination) -> Status:
+    """Say what failed, one line each, to GitHub by annotations where the result goes there; return the status."""
     for sentence in failed:
         complain(sentence, "failed")
+    if failed and where.format == "github":
+        from stones_cli.report.github import Annotation, annotate
+
+        annotate(map(Annotation, failed))
     return Status.FAILED if failed else Status.DONE

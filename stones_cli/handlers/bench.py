@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from layers.catalog import KINDS
+from profiles import expect as expectations
 from profiles.errors import Refusal
 from profiles.subject import default_shape, subject
 from stones_cli import common, parse
-from stones_cli import expect as expectations
 from stones_cli.commands import given, named, was_given
 from stones_cli.failures import complain
 from stones_cli.handlers import import_torch, naming
@@ -152,7 +152,7 @@ def bench(
     from stones_cli.report.bench import report
 
     emit(report(record, outcomes), where)
-    return _status(record, [str(o) for o in outcomes if not o.ok], fail_inconclusive)
+    return _status(record, [str(o) for o in outcomes if not o.ok], fail_inconclusive, where)
 
 
 def _directions(forward: bool, backward: bool, both: bool) -> dict[str, bool]:
@@ -242,23 +242,23 @@ def _run(what: Bench) -> dict[str, Any]:
         }
 
 
-def _status(record: dict[str, Any], failed: Sequence[str], fail_inconclusive: bool) -> Status:
+def _status(
+    record: dict[str, Any], failed: Sequence[str], fail_inconclusive: bool, where: common.Destination
+) -> Status:
     """Say what failed, one line each, and return the status."""
-    for case in record["cases"]:
-        for ratio in case["ratios"]:
-            if ratio["verdict"] in ("fail", "inconclusive"):
-                weight = "advisory" if ratio["advisory"] else ratio["verdict"]
-                complain(f"{case['name']} {case['direction']}: {_sentence(ratio)}", weight)
-    for sentence in failed:
-        complain(sentence, "failed")
+    from profiles.bench import judgements
+
+    told = [each for case in record["cases"] for each in judgements(case)]
+    told += [("failed", sentence) for sentence in failed]
+    for weight, sentence in told:
+        complain(sentence, weight)
+    if where.format == "github":
+        from stones_cli.report.github import Annotation, annotate
+
+        levels = {"fail": "error", "failed": "error"}
+        annotate(Annotation(sentence, levels.get(weight, "warning")) for weight, sentence in told)
     if record["interrupted"]:
         return Status.INTERRUPTED
     if failed or record["verdict"] == "fail":
         return Status.FAILED
     return Status.INCONCLUSIVE if fail_inconclusive and record["verdict"] == "inconclusive" else Status.DONE
-
-
-def _sentence(ratio: dict[str, Any]) -> str:
-    low, high = ratio["ratio_ci95"]
-    interval = f"95 % interval {low:.3g} to {high:.3g}"
-    return f"{ratio['ratio']:.3g} × {ratio['vs']} ({interval}), the bar is {ratio['max_ratio']:g}"

@@ -62,7 +62,7 @@ def list_(
     failed = deliver(listing(found), where, expect)
     if not found:
         complain("no technique matches", "note")
-    return judged(failed)
+    return judged(failed, where)
 
 
 def show(
@@ -82,4 +82,4 @@ def show(
 
     from stones_cli.report.cards import page
 
-    return judged(deliver(page(stone), where, expect))
+    return judged(deliver(page(stone), where, expect), where)

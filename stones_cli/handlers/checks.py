@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from layers import catalog
 from layers.catalog import Stone
 from profiles.carriers import CARRIERS
+from profiles.cells import claiming, failures
 from profiles.errors import Refusal
 from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.transformations import PROPERTIES
@@ -79,7 +79,7 @@ def check_invariance(
     from stones_cli.report.invariance import definitions, matrix
 
     if list_:
-        return judged(deliver(definitions(PROPERTIES.values()), where, expect))
+        return judged(deliver(definitions(PROPERTIES.values()), where, expect), where)
     import_torch()
 
     from profiles import invariance
@@ -89,7 +89,7 @@ def check_invariance(
     else:
         cells = len(property_ or PROPERTIES) * len(carrier or CARRIERS)
         rows = _rows(context, invariance.check, cells, properties=property_ or None, carriers=carrier or None)
-    return judged([*_failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)])
+    return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)], where)
 
 
 def check_gradients(
@@ -117,14 +117,14 @@ def check_gradients(
     from stones_cli.report.geometry import definitions, matrix
 
     if list_:
-        return judged(deliver(definitions(GRADIENT_PROPERTIES.values()), where, expect))
+        return judged(deliver(definitions(GRADIENT_PROPERTIES.values()), where, expect), where)
     import_torch()
 
     from profiles import geometry
 
     cells = len(property_ or GRADIENT_PROPERTIES) * len(carrier or CARRIERS)
     rows = _rows(context, geometry.check, cells, properties=property_ or None, carriers=carrier or None)
-    return judged([*_failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)])
+    return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)], where)
 
 
 def _rows(
@@ -133,9 +133,7 @@ def _rows(
     """Return what ``check`` finds for the techniques named, or for all, ``cells`` for each line of the table."""
     from profiles.chain import Conditions
 
-    targets: Iterable[Target] = named(context) or [
-        stone for stone in catalog.stones().values() if stone.card.claims and stone.card.role == "layer"
-    ]
+    targets: Iterable[Target] = named(context) or claiming()
     options = given(context)
     lines = sum(len(t.card.claims) if isinstance(t, Stone) and not options else 1 for t in targets)
     rows: list[Row] = []
@@ -151,12 +149,6 @@ def _rows(
     return rows
 
 
-def _failures(rows: Iterable[Cell]) -> list[str]:
-    """Return one sentence for each cell that is not as it was claimed."""
-    failed = (row for row in rows if row.verdict == "failed")
-    return [f"{r.stone} {r.weight or r.row} {r.property} {r.carrier}: {r.reason}" for r in failed]
-
-
 def check_identities(
     context: typer.Context,
     techniques: common.Names = None,
@@ -170,14 +162,11 @@ def check_identities(
     Both sides run in float64 with the same parameters and statistics; outputs and input gradients are compared.
     Without techniques: every identity on every card.
     """
-    where = common.destination(format_, json, output)
-    chosen = named(context) or tuple(s for s in catalog.stones().values() if s.card.identities)
-    stones = [target for target in chosen if isinstance(target, Stone)]
-    for target in chosen:
-        if not isinstance(target, Stone) or not target.card.identities:
-            raise Refusal(f"{target.name} states no identities")
-
     from profiles import identities
+
+    where = common.destination(format_, json, output)
+    stones = [identities.stated(target) for target in named(context)] or identities.stating()
+
     from stones_cli.report.identities import equations
 
     import_torch()
@@ -190,5 +179,4 @@ def check_identities(
             bar.show(done / total, f"{row.stone}: {row.says}")
 
         rows = identities.check(stones, progress=note)
-    failed = [f"{r.stone}: {r.says}: {r.reason or r.differs}" for r in rows if r.verdict == "failed"]
-    return judged([*failed, *deliver(equations(rows), where, expect)])
+    return judged([*identities.failures(rows), *deliver(equations(rows), where, expect)], where)

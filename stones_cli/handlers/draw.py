@@ -1,16 +1,19 @@
-"""`stones draw`: a picture of what a running layer does with its elements, and the data of it."""
+"""`stones draw`: a picture of what a running layer does with its elements or an augmentation with a picture, and the
+data of it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from profiles import picture
 from profiles.errors import Refusal
-from profiles.probe import drawing, probe
+from profiles.probe import drawing, picture_of, probe, sheet
 from profiles.subject import Subject
+from profiles.target import Target
 from stones_cli import atomic, common, parse
 from stones_cli.commands import given, named
 from stones_cli.failures import complain
@@ -19,6 +22,9 @@ from stones_cli.progress import Bar
 from stones_cli.report.emit import emit
 from stones_cli.report.tables import Prose, Report
 from stones_cli.status import Status
+
+if TYPE_CHECKING:
+    from profiles.photo import Photo
 
 _DPI = 150
 
@@ -33,6 +39,14 @@ def _picture_file(text: str | Path) -> Path:
     return path
 
 
+Image = Annotated[
+    Path | None,
+    typer.Argument(
+        parser=Path,
+        metavar="IMAGE",
+        help="a picture in a file, for augmentations: sides above 224 pixels are shrunk  [default: a built-in one]",
+    ),
+]
 Input = Annotated[
     parse.Shape | None,
     common.option(
@@ -40,7 +54,8 @@ Input = Annotated[
         "--input",
         read=parse.shape,
         of="shape",
-        help="sizes N x C x positions, at most 1,024 elements  [default: a small one, such as 2x4x4x4]",
+        help="sizes N x C x positions, at most 1,024 elements  [default: a small one, such as 2x4x4x4]; of the "
+        "built-in picture 1x3xHxW",
         panel=common.SETUP,
     ),
 ]
@@ -78,6 +93,7 @@ Json = Annotated[
 def draw(
     context: typer.Context,
     technique: common.Name,
+    image: Image = None,
     shape: Input = None,
     train: Train = None,
     seed: common.Seed = 0,
@@ -89,23 +105,25 @@ def draw(
 
     Which share a statistic (normalizations, standardized weights), which stand where in the matrix of patches, where a
     rearrangement moves them, which bins and strips poolings take, how far dilated convolutions see. All of it is found
-    by running the layer, nothing is read off its card. Needs matplotlib: pip install 'dl-stones[draw]'.
+    by running the layer, nothing is read off its card. Of an augmentation, a contact sheet: IMAGE after each operation
+    or, given --policy, after draws of its sub-policies. Needs matplotlib: pip install 'dl-stones[draw]'.
     """
     if output is None and not json:
         raise Refusal("give -o file.svg or -o file.png for the picture, or --json for its data alone")
     if dpi is not None and (output is None or output.suffix.lower() != ".png"):
         raise Refusal(f"--dpi {dpi} is for a PNG, -o file.png")
-    chosen = drawing(
-        named(context)[0], given(context), shape.sizes if shape is not None else None, train=train, seed=seed
-    )
+    target, options = named(context)[0], given(context)
+    photo = _photo(target, image, shape) if image is not None else None
+    sizes = (1, 3, *photo.pixels.shape[:2]) if photo else shape.sizes if shape else None
+    chosen = drawing(target, options, sizes, train=train, seed=seed)
     if output is not None:
         atomic.check_writable(output)
         picture.check_matplotlib()
     import_torch()
-    record = _probed(chosen)
+    record, pictures = _probed(chosen, photo, policy="policy" in options)
     if output is not None:
         form = output.suffix.lower().removeprefix(".")
-        atomic.write(output, picture.render(record, form, dpi or _DPI))
+        atomic.write(output, picture.render(record, form, dpi or _DPI, pictures))
     told = Report(record, (Prose(record["title"], (record["caption"],)),), items="panels")
     emit(told, common.Destination("json" if json else "table"))
     if output is not None:
@@ -113,7 +131,22 @@ def draw(
     return Status.DONE
 
 
-def _probed(chosen: Subject) -> dict[str, Any]:
-    """Return the record, found under a progress bar."""
+def _photo(target: Target, image: Path, shape: parse.Shape | None) -> Photo:
+    """Read the picture in a file, where one is wanted."""
+    if picture_of(target) != "sheet":
+        raise Refusal(
+            f"IMAGE {str(image)!r} is for augmentations, which `stones list augment` names, not {target.name}"
+        )
+    if shape is not None:
+        raise Refusal(f"--input {shape} is the size of the built-in picture, not of IMAGE {str(image)!r}: give one")
+    from profiles import photo
+
+    return photo.read(image)
+
+
+def _probed(chosen: Subject, photo: Photo | None, *, policy: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the record, found under a progress bar, and the pictures of a contact sheet by their digests."""
+    if picture_of(chosen.target) == "sheet":
+        return sheet(chosen, photo, policy=policy)
     with Bar() as bar:
-        return probe(chosen, lambda done: bar.show(done, f"changing the elements of {chosen.name}, one by one"))
+        return probe(chosen, lambda done: bar.show(done, f"changing the elements of {chosen.name}, one by one")), {}

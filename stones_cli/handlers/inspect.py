@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from profiles import expect as expectations
+from profiles import inspecting
 from profiles.errors import Refusal, with_article
-from profiles.subject import Subject, default_shape, subject
-from profiles.target import Target, card_of, resolve
+from profiles.savings import SHARE
+from profiles.subject import Subject, subject
+from profiles.target import resolve
 from stones_cli import common, parse
-from stones_cli import expect as expectations
 from stones_cli.commands import given, named, was_given
 from stones_cli.handlers import import_torch, judged
 from stones_cli.report.emit import emit
@@ -40,6 +42,17 @@ Measure = Annotated[
 Fvcore = Annotated[
     bool, typer.Option("--fvcore/--no-fvcore", help="put fvcore's count beside ours", rich_help_panel=COLUMNS)
 ]
+BackwardShare = Annotated[
+    float | None,
+    common.option(
+        "--backward-share",
+        read=parse.positive,
+        of="number",
+        help="of the training time that is spent in the backwards that a rule replaces, for the bound on what it "
+        f"gains (default: {SHARE})",
+        panel=common.SETUP,
+    ),
+]
 
 
 def inspect(
@@ -54,6 +67,7 @@ def inspect(
     model: Model = None,
     measure: Measure = True,
     fvcore: Fvcore = True,
+    backward_share: BackwardShare = None,
     expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
@@ -67,17 +81,18 @@ def inspect(
     Exit status 1 when a number of the card is not what is measured, or when an expectation fails.
     """
     target = named(context)[0]
-    shape = shape if was_given(context, ("shape",)) else _default_shape(target)
+    shape = shape if was_given(context, ("shape",)) else parse.Shape(inspecting.usual_shape(target))
     chosen = subject(target, given(context), common.setup(shape, dtype, device, memory_format, train, seed))
     _refuse_unfit(chosen, context, model, measure)
+    share = _share(chosen, backward_share, measure)
     where = common.destination(format_, json, output)
     if measure:
         import_torch()
-    record = _record(chosen, model, measure, fvcore)
+    record = _record(chosen, model, measure, fvcore, share)
     outcomes = expectations.judge(expect or (), record)
 
     from stones_cli.report.augmentation import augmentation
-    from stones_cli.report.inspection import contradictions, inspection
+    from stones_cli.report.inspection import inspection
     from stones_cli.report.transformation import touched, transformation
 
     reports = {
@@ -86,15 +101,8 @@ def inspect(
         "stones.augmentation/1": augmentation,
     }
     emit(reports.get(record["schema"], inspection)(record, outcomes), where)
-    failed = [*contradictions(record), *(str(outcome) for outcome in outcomes if not outcome.ok)]
-    return judged(failed)
-
-
-def _default_shape(target: Target) -> parse.Shape:
-    """Return the shape of the input that was not given."""
-    card = card_of(target)
-    layer = common.BATCH if card is not None and card.role == "transform" else common.SHAPE
-    return parse.Shape(default_shape(target, layer.sizes, common.WEIGHT.sizes))
+    failed = [*inspecting.contradictions(record), *(str(outcome) for outcome in outcomes if not outcome.ok)]
+    return judged(failed, where)
 
 
 def _transforms(chosen: Subject) -> bool:
@@ -128,27 +136,25 @@ def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, me
         raise Refusal(f"--no-measure shows what a card says; {chosen.name} is a class and has none")
 
 
-def _record(chosen: Subject, model: str | None, measure: bool, fvcore: bool) -> dict[str, Any]:
-    if _transforms(chosen):
-        return _transformed(chosen, model)
-    if model is not None:
+def _share(chosen: Subject, given: float | None, measure: bool) -> float | None:
+    """Return the share of the training time that is given for a rule for the backward, or the usual one."""
+    from profiles import savings
+
+    if given is not None:
+        savings.check_share(given)
+    if not (saves := savings.saves(chosen)) and given is not None:
+        raise Refusal(f"--backward-share is for rules of the backward that replace a layer; {chosen.name} is none")
+    if given is not None and not measure:
+        raise Refusal("--backward-share has no meaning beside --no-measure: what is saved is measured")
+    return (savings.SHARE if given is None else given) if saves else None
+
+
+def _record(
+    chosen: Subject, model: str | None, measure: bool, fvcore: bool, backward_share: float | None
+) -> dict[str, Any]:
+    if model is not None and not _transforms(chosen):
         from profiles import touched
 
         return touched.inspect(chosen, resolve(model))
-    if chosen.on_images:
-        from profiles import augmentations
-
-        return augmentations.inspect(chosen, measure=measure)
-    return _counted(chosen, measure, fvcore)
-
-
-def _counted(layer: Subject, measure: bool, fvcore: bool) -> dict[str, Any]:
-    from profiles import facts
-
-    return facts.inspect(layer, measure=measure, fvcore=fvcore)
-
-
-def _transformed(transform: Subject, model: str | None) -> dict[str, Any]:
-    from profiles import transforms
-
-    return transforms.inspect(transform, None if model is None else resolve(model))
+    target = None if model is None else resolve(model)
+    return inspecting.inspect(chosen, target, measure=measure, fvcore=fvcore, backward_share=backward_share)

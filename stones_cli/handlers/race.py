@@ -135,7 +135,7 @@ def _stated(context: typer.Context, names: Sequence[str], where: Any, expect: An
         for o in outcomes
         if not o.ok
     ]
-    return judged([*failed, *wrong])
+    return judged([*failed, *wrong], where)
 
 
 def _run(work: Any) -> Any:
@@ -165,4 +165,4 @@ def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) ->
         from stones_cli import atomic
 
         atomic.write(plot, render(record, plot.suffix.lower().removeprefix(".")))
-    return judged(deliver(trajectories(record), where, expect))
+    return judged(deliver(trajectories(record), where, expect), where)

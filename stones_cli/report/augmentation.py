@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from profiles.augmentations import words
 from profiles.expect import Outcome
 from stones_cli.report.inspection import expected, judged
 from stones_cli.report.tables import Prose, Report, Table, table, value_text
@@ -37,23 +38,10 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
 
 def _sub_policies(policy: Sequence[Sequence[Record]]) -> Iterator[tuple[Any, ...]]:
     for number, steps in enumerate(policy):
-        yield number, *(cell for step in steps for cell in (_words(step), step["probability"]))
-
-
-_UNITS = {"Rotate": "°", "TranslateX": " px", "TranslateY": " px", "Posterize": " bits"}
-
-
-def _words(step: Record) -> str:
-    """Return an operation with its value: ``Rotate ±30°``, ``Color × 0.1 or 1.9``, ``Posterize 4 bits``."""
-    name, values = step["operation"], [f"{value:.4g}" for value in step["values"]]
-    match name:
-        case "AutoContrast" | "Invert" | "Equalize":
-            return str(name)
-        case "Contrast" | "Color" | "Brightness" | "Sharpness":
-            return f"{name} × {' or '.join(sorted(values, key=float))}"
-        case "Solarize":
-            return f"{name} from {values[0]}"
-    return f"{name} {'±' if len(values) > 1 else ''}{values[0]}{_UNITS.get(name, '')}"
+        yield (
+            number,
+            *(cell for step in steps for cell in (words(step["operation"], step["values"]), step["probability"])),
+        )
 
 
 def _costs(record: Record) -> Iterator[tuple[Any, ...]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from layers import catalog
 from profiles.errors import Refusal
-from stones_cli.report.tables import value_text
+from profiles.spelling import value_text
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,

@@ -1,0 +1,244 @@
+"""The documents of `bench`, `race` and `draw`, and of `run`, which contains others."""
+
+from __future__ import annotations
+
+from profiles.cases import DIRECTIONS
+from profiles.run import VERDICTS
+from profiles.run_profiles import CHECKS
+from profiles.schemas.inspections import AUGMENTATION, INSPECT, TRANSFORM
+from profiles.schemas.vocabulary import (
+    BOOLEAN,
+    COUNT,
+    EXPECTED,
+    INTEGER,
+    MODE,
+    NUMBER,
+    OPTIONS,
+    SHAPE,
+    STRING,
+    Schema,
+    about,
+    any_of,
+    array,
+    document,
+    embedded,
+    mapping,
+    nullable,
+    record,
+    word,
+)
+
+INTERVAL = about(array(NUMBER, minItems=2, maxItems=2), "95 % confidence interval")
+_VERDICT = nullable(STRING)
+_WARNINGS = array(record({"code": STRING, "about": STRING, "message": STRING, "advice": STRING}))
+ENVIRONMENT = record(
+    {
+        "python": STRING,
+        "torch": nullable(STRING),
+        "platform": STRING,
+        "cpu": nullable(STRING),
+        "cores": COUNT,
+        "threads": nullable(COUNT),
+        "load": about(nullable(NUMBER), "mean number of running processes in the last minute"),
+        "governor": nullable(STRING),
+        "allocator": STRING,
+        "device": STRING,
+        "gpu": nullable(STRING),
+    }
+)
+_CANDIDATE = {
+    "name": STRING,
+    "role": word("stone", "reference", "yardstick", "copy"),
+    "ms": about(NUMBER, "median time of a call"),
+    "ms_ci95": INTERVAL,
+    "iqr_ms": about(NUMBER, "interquartile range"),
+    "min_ms": NUMBER,
+    "copies": about(NUMBER, "multiple of the copy's time"),
+    "gb_per_s": about(nullable(NUMBER), "of the fewest bytes"),
+    "of_copy_bandwidth": nullable(NUMBER),
+    "images_per_s": nullable(NUMBER),
+    "gflop_per_s": about(nullable(NUMBER), "of the definition"),
+    "calls": about(COUNT, "in each sample"),
+    "samples_ns": about(array(INTEGER), "per call, a sample a round"),
+    "workspace_bytes": COUNT,
+}
+_RATIO = {
+    "of": STRING,
+    "vs": STRING,
+    "ratio": about(NUMBER, "median over the rounds"),
+    "ratio_ci95": INTERVAL,
+    "noise_floor": about(NUMBER, "what the same code differs from itself"),
+    "max_ratio": nullable(NUMBER),
+    "advisory": nullable(BOOLEAN),
+    "verdict": about(_VERDICT, "pass, fail, inconclusive; null without a bar"),
+}
+_CASE = record(
+    {
+        "name": STRING,
+        "stone": STRING,
+        "options": OPTIONS,
+        "direction": word(*DIRECTIONS),
+        "mode": MODE,
+        "input": record({"shape": SHAPE, "dtype": STRING, "memory_format": STRING}),
+        "compiled": BOOLEAN,
+        "candidates": array(record(_CANDIDATE)),
+        "ratios": array(record(_RATIO)),
+        "warnings": _WARNINGS,
+        "rounds": COUNT,
+        "repeated_blocks": COUNT,
+        "seconds": NUMBER,
+        "settled": BOOLEAN,
+    }
+)
+_PLAN = {
+    "seconds": NUMBER,
+    "rounds": COUNT,
+    "block": NUMBER,
+    "precision": NUMBER,
+    "seed": INTEGER,
+    "clock": STRING,
+    "cache": nullable(STRING),
+    "threads": COUNT,
+}
+_BENCH = {
+    "profile": nullable(STRING),
+    "environment": ENVIRONMENT,
+    "plan": record(_PLAN),
+    "cases": array(_CASE),
+    "skipped": array(record({"name": STRING, "reason": STRING})),
+    "warnings": _WARNINGS,
+    "verdict": about(_VERDICT, "of all binding gates together"),
+    "interrupted": BOOLEAN,
+}
+BENCH = document(
+    "bench",
+    "What `stones bench` prints: times beside those of references and a copy, and what gates make of the ratios.",
+    {**_BENCH, **EXPECTED},
+    EXPECTED,
+)
+
+_POINT = about(mapping(nullable(NUMBER)), "the step, and what was read off after it, by the name of the measure")
+RACE = document(
+    "race",
+    "What `stones race --problem` prints: the trajectory of every entrant.",
+    {
+        "problem": record(
+            {"name": STRING, "says": STRING, "measures": array(STRING), "settings": mapping(nullable(NUMBER))}
+        ),
+        "entrants": array(
+            record(
+                {
+                    "entrant": STRING,
+                    "options": mapping({}),
+                    "points": array(_POINT),
+                    "end": nullable(_POINT),
+                    "diverged": about(nullable(COUNT), "the step at which it left the numbers"),
+                }
+            )
+        ),
+        **EXPECTED,
+    },
+    EXPECTED,
+)
+RACES = document(
+    "races",
+    "What `stones race` prints: what became of the races that cards state.",
+    {
+        "races": array(
+            record(
+                {
+                    "stone": STRING,
+                    "says": STRING,
+                    "problem": STRING,
+                    "options": OPTIONS,
+                    "steps": COUNT,
+                    "measure": STRING,
+                    "expected": NUMBER,
+                    "within": NUMBER,
+                    "found": nullable(NUMBER),
+                    "ok": BOOLEAN,
+                }
+            )
+        ),
+        "ok": BOOLEAN,
+        **EXPECTED,
+    },
+    EXPECTED,
+)
+
+_PANEL = {"target": STRING, "shape": SHAPE}
+_SOURCED = {"source": STRING, "source_shape": SHAPE}
+_SHARING = {
+    "sets": about(array(array(INTEGER)), "for each statistic the elements of the source that it is made of"),
+    "of": array(INTEGER),
+    "disjoint": BOOLEAN,
+}
+_ORIGIN = {
+    "cells": about(array(INTEGER), "for each cell the element of the source in it, from 1; 0 for none"),
+    "sides": array(STRING),
+    "split": INTEGER,
+    "reduced": STRING,
+    "whole": BOOLEAN,
+}
+_CELL = {
+    "label": array(STRING),
+    "steps": about(array(record({"operation": STRING, "value": NUMBER})), "what was done, in order"),
+    "sha256": about(STRING, "of the picture, row by row, red, green and blue"),
+}
+_SHEET = {
+    "image": record({"source": word("built in", "file"), "mode": STRING, "size": SHAPE, "file_size": SHAPE}),
+    "rows": array(record({"name": STRING, "cells": array(record(_CELL))})),
+}
+DRAW = document(
+    "draw",
+    "What `stones draw --json` prints: what was found out about the running layer, which the picture shows.",
+    {
+        "stone": STRING,
+        "title": STRING,
+        "picture": STRING,
+        "options": OPTIONS,
+        "input": SHAPE,
+        "mode": MODE,
+        "seed": INTEGER,
+        "panels": array(
+            any_of(
+                record({"kind": {"const": "sharing"}, **_PANEL, **_SOURCED, **_SHARING}),
+                record({"kind": {"const": "origin"}, **_PANEL, **_SOURCED, **_ORIGIN}),
+                record({"kind": {"const": "reach"}, **_PANEL, "counts": array(COUNT)}),
+                record({"kind": {"const": "sheet"}, **_PANEL, **_SHEET}),
+            )
+        ),
+        "caption": STRING,
+    },
+)
+RUN_RESULT = document(
+    "run-result",
+    "What `stones run` prints: what became of every item of a profile.",
+    {
+        "profile": nullable(STRING),
+        "rows": array(
+            record(
+                {
+                    "section": word("inspect", *CHECKS, "bench"),
+                    "name": STRING,
+                    "verdict": word(*VERDICTS),
+                    "reasons": array(STRING),
+                    "place": record({"file": STRING, "line": COUNT, "column": COUNT}),
+                    "record": about(
+                        any_of({"type": "null"}, *map(embedded, (INSPECT, TRANSFORM, AUGMENTATION)), _CASE),
+                        "what `stones inspect` would print, or a case of `stones bench`",
+                    ),
+                }
+            )
+        ),
+        "counts": record(dict.fromkeys(VERDICTS, COUNT)),
+        "bench": nullable(
+            record({"schema": {"const": "stones.bench/1"}} | {k: v for k, v in _BENCH.items() if k != "cases"})
+        ),
+        "ok": BOOLEAN,
+        "interrupted": BOOLEAN,
+        **EXPECTED,
+    },
+    EXPECTED,
+)
+DOCUMENTS: tuple[Schema, ...] = (BENCH, RACE, RACES, DRAW, RUN_RESULT)
