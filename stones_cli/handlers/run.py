@@ -86,13 +86,15 @@ def _loaded(name: str, format_: str) -> Run:
 def _run(what: Run) -> dict[str, Any]:
     """Run it under a progress bar; Ctrl-C while torch is imported leaves a record without rows."""
     from profiles import run as runs
+    from profiles.threads import using_threads
 
     with Bar() as bar:
         try:
             import_torch()
         except KeyboardInterrupt:
             return runs.interrupted(what)
-        return runs.run(what, bar.show)
+        with using_threads(1):  # small tensors; benches set their own number
+            return runs.run(what, bar.show)
 
 
 _STATUSES = {
