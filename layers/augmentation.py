@@ -45,14 +45,25 @@ def apply(images: Tensor, plans: Sequence[Plan], fill: Sequence[int]) -> Tensor:
     ``fill`` is the red, green and blue of what comes from outside an image. Keeps the memory layout.
     """
     source = images.contiguous()
+    if len(images) == len(plans) == 1 and plans[0] and images.numel():  # without looking for what is alike
+        for operation, value in plans[0]:
+            source = OPERATIONS[operation](source, (value,), fill)
+        done = source.contiguous()
+    else:
+        done = _in_rounds(source, plans, fill)
+    return done if images.is_contiguous() else torch.empty_like(images).copy_(done)
+
+
+def _in_rounds(source: Tensor, plans: Sequence[Plan], fill: Sequence[int]) -> Tensor:
+    """Return contiguous ``source``, never itself, after what the plan of each says."""
     done = torch.empty_like(source)
     if done.numel():
-        most = max(1, AT_ONCE // images[0].numel())
+        most = max(1, AT_ONCE // source[0].numel())
         for number in range(max(1, *map(len, plans))):
             for operation, values, chosen in _groups(plans, number, most):
                 _do(operation, values, chosen, source, done, fill)
             source = done
-    return done if images.is_contiguous() else torch.empty_like(images).copy_(done)
+    return done
 
 
 def _groups(plans: Sequence[Plan], number: int, most: int) -> Iterator[tuple[str, list[float], list[int]]]:
@@ -81,9 +92,6 @@ def _do(
     def made(images: Tensor) -> Tensor:
         return images if operation == NONE else OPERATIONS[operation](images, values, fill)
 
-    if len(source) == 1:
-        done.copy_(made(source))
-        return
     if len(chosen) == 1:
         done.narrow(0, chosen[0], 1).copy_(made(source.narrow(0, chosen[0], 1)))
         return

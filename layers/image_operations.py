@@ -23,7 +23,7 @@ Values = Sequence[float]
 Fill = Sequence[int]
 Matrix = tuple[float, float, float, float, float, float]
 FRACTION = 65536  # coordinates in the source have 16 bits behind the point
-LUMA = (19595, 38470, 7471)  # of red, green and blue in the gray value (ITU-R 601-2), in 65536ths
+LUMA = (19595 / FRACTION, 38470 / FRACTION, 7471 / FRACTION)  # red, green and blue in the gray value (ITU-R 601-2)
 MOST_CACHED = 2**17  # positions of a map that is kept: 1 MiB
 LEVELS = np.arange(256)
 LARGE = 8192  # positions of a plane
@@ -79,9 +79,9 @@ def contrast(images: Tensor, factors: Values, fill: Fill) -> Tensor:
     """Blend with the mean of the gray picture, rounded."""
     values = images.float()
     pixels = images.shape[2] * images.shape[3]
-    total = _gray(values).sum((1, 2, 3), dtype=torch.float64).long()
-    mean = (2 * total + pixels) // (2 * pixels)
-    return _blended(values, mean.float().view(-1, 1, 1, 1), factors)
+    total = _gray(values).sum((1, 2, 3), keepdim=True, dtype=torch.float64)
+    mean = total.mul_(2).add_(pixels).div_(2 * pixels).floor_()  # exact: half a pixel's share is far above the rounding
+    return _blended(values, mean.float(), factors)
 
 
 def color(images: Tensor, factors: Values, fill: Fill) -> Tensor:
@@ -92,22 +92,26 @@ def color(images: Tensor, factors: Values, fill: Fill) -> Tensor:
 
 def sharpness(images: Tensor, factors: Values, fill: Fill) -> Tensor:
     """Blend with the mean over 3×3 pixels, the middle one counted five times; the outermost pixels stay."""
-    wide = images.to(torch.int16)
-    across = wide[..., :-2] + wide[..., 1:-1]
-    across += wide[..., 2:]
-    total = across[..., :-2, :] + across[..., 1:-1, :]
-    total += across[..., 2:, :]
-    inner = wide[..., 1:-1, 1:-1]
-    total += 4 * inner
-    # (2S + 13) // 26: half a 13th is further from the next integer than single precision is wrong
-    smooth = total.float().mul_(2).add_(13).mul_(1 / 26).floor_()
+    if min(images.shape[2:]) < 3:
+        return images.clone()
+    wide, (height, width) = images.to(torch.int16), (side - 2 for side in images.shape[2:])
+    across = wide.narrow(3, 0, width) + wide.narrow(3, 1, width)
+    across += wide.narrow(3, 2, width)
+    total = across.narrow(2, 0, height) + across.narrow(2, 1, height)
+    total += across.narrow(2, 2, height)
+    inner = wide.narrow(2, 1, height).narrow(3, 1, width)
+    total.add_(inner, alpha=4)
+    # ⌊S/13 + 1/2⌋ is at least 1/26 from the next integer, further than single precision is wrong
+    smooth = total.float().mul_(1 / 13).add_(0.5).floor_()
     sharp = images.clone()
-    sharp[..., 1:-1, 1:-1] = _blended(inner.float(), smooth, factors)
+    sharp.narrow(2, 1, height).narrow(3, 1, width).copy_(_blended(inner.float(), smooth, factors))
     return sharp
 
 
 def shear_x(images: Tensor, slopes: Values, fill: Fill) -> Tensor:
     """Row y shows what was ``slope``·y to its right."""
+    if images.shape[2] * images.shape[3] > LARGE and images.device.type == "cpu":
+        return _rows_shifted(images, slopes, fill)
     return _from_where(images, [(1.0, slope, 0.0, 0.0, 1.0, 0.0) for slope in slopes], fill)
 
 
@@ -129,7 +133,7 @@ def translate_x(images: Tensor, pixels: Values, fill: Fill) -> Tensor:
 
 def translate_y(images: Tensor, pixels: Values, fill: Fill) -> Tensor:
     """Show what was so many whole ``pixels`` below."""
-    moved = torch.empty_like(images).copy_(_channels(fill, images).view(3, 1, 1))
+    moved = torch.empty_like(images).copy_(_filled(fill, images))
     height, start = images.shape[2], 0
     for shift, alike in groupby(map(int, pixels)):
         stop = start + len(list(alike))
@@ -140,8 +144,14 @@ def translate_y(images: Tensor, pixels: Values, fill: Fill) -> Tensor:
     return moved
 
 
-def _channels(fill: Fill, images: Tensor) -> Tensor:
-    return torch.tensor(fill, dtype=torch.uint8, device=images.device)
+def _filled(fill: Fill, images: Tensor) -> Tensor:
+    """A pixel of ``fill``, (3, 1, 1)."""
+    return _pixel(tuple(fill), images.device)
+
+
+@lru_cache(maxsize=64)
+def _pixel(fill: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(fill, dtype=torch.uint8, device=device).view(3, 1, 1)
 
 
 def _column(values: Values, images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,7 +165,7 @@ def _planes(images: Tensor) -> Tensor:
 
 def _numbered(planes: Tensor) -> Tensor | None:
     """Every value plus 256 times the number of its plane, flat; None where a call for each plane costs less."""
-    if planes.shape[1] > LARGE and planes.device.type == "cpu":
+    if (planes.shape[1] > LARGE or planes.shape[0] <= 3) and planes.device.type == "cpu":
         return None
     start = torch.arange(0, 256 * planes.shape[0], 256, dtype=torch.int32, device=planes.device)
     return planes.to(torch.int32).add_(start.unsqueeze(1)).view(-1)
@@ -174,6 +184,8 @@ def _look_up(planes: Tensor, tables: NDArray[Any], index: Tensor | None) -> Tens
 
 def _histograms(planes: Tensor, index: Tensor | None) -> NDArray[np.int64]:
     """How often each value occurs, (N·3, 256)."""
+    if index is None and planes.shape[1] <= LARGE:
+        return np.stack([np.bincount(plane, minlength=256) for plane in planes.numpy()])
     if index is None:
         counts = torch.stack([torch.bincount(plane, minlength=256) for plane in planes])
     else:
@@ -183,10 +195,9 @@ def _histograms(planes: Tensor, index: Tensor | None) -> NDArray[np.int64]:
 
 
 def _gray(values: Tensor) -> Tensor:
-    """The gray picture (N, 1, H, W) of images in single precision, where all these sums are exact integers."""
-    red, green, blue = (values[:, channel : channel + 1] for channel in range(3))
-    total = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-    return total.add_(FRACTION / 2).mul_(1 / FRACTION).floor_()
+    """The gray picture (N, 1, H, W) of images in single precision, where all these sums are exact: 24 bits."""
+    red, green, blue = values.unbind(1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).add_(0.5).floor_().unsqueeze_(1)
 
 
 def _blended(values: Tensor, other: Tensor | float, factors: Values) -> Tensor:
@@ -206,11 +217,34 @@ def _from_where(images: Tensor, matrices: Sequence[Matrix], fill: Fill) -> Tenso
     n, channels, height, width = images.shape
     make = _cached_map if height * width <= MOST_CACHED else _map
     maps = [make(matrix, height, width, images.device) for matrix in matrices]
-    where = torch.stack(maps) if n > 1 else maps[0].unsqueeze(0)
-    source = images.new_empty(n, channels, height * width + 1)
-    source[..., :-1] = images.flatten(2)
-    source[..., -1] = _channels(fill, images)
-    return source.gather(2, where.unsqueeze(1).expand(-1, channels, -1)).view(images.shape)
+    where = torch.stack(maps).unsqueeze(1) if n > 1 else maps[0]
+    outside = _filled(fill, images).view(1, channels, 1).expand(n, channels, 1)
+    source = torch.cat((images.view(n, channels, -1), outside), 2)
+    return source.gather(2, where.expand(n, channels, -1)).view(images.shape)
+
+
+def _rows_shifted(images: Tensor, slopes: Values, fill: Fill) -> Tensor:
+    """What `_from_where` does for `shear_x`, where a row moves as a whole: rows that move alike are copied at once."""
+    moved = torch.empty_like(images).copy_(_filled(fill, images))
+    height, width = images.shape[2:]
+    for before, after, slope in zip(images.numpy(), moved.numpy(), slopes, strict=True):
+        for top, bottom, shift in _runs(slope, height):
+            first, last = max(0, -shift), min(width, width - shift)
+            if first < last:
+                after[:, top:bottom, first:last] = before[:, top:bottom, first + shift : last + shift]
+    return moved
+
+
+@lru_cache(maxsize=64)
+def _runs(slope: float, height: int) -> list[tuple[int, int, int]]:
+    """The runs of rows that are sheared by as many whole pixels: first row, the row after the last, pixels."""
+    start = _fixed((1.0 + slope) * 0.5)
+    runs, top = [], 0
+    for shift, alike in groupby((start + _fixed(slope) * row) >> 16 for row in range(height)):
+        bottom = top + len(list(alike))
+        runs.append((top, bottom, shift))
+        top = bottom
+    return runs
 
 
 def _rotation(degrees: float, height: int, width: int) -> Matrix:

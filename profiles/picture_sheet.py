@@ -26,8 +26,9 @@ def sheet_rows(panel: Mapping[str, Any], pictures: Mapping[str, Any]) -> list[li
 
 def _block(rows: Sequence[Any], columns: int, size: Sequence[int], pictures: Mapping[str, Any], named: bool) -> Sketch:
     lines = max(len(cell["label"]) for row in rows for cell in row["cells"])
-    high = named * 1.5 * _LINE + _SIDE + lines * _LINE + _GAP
     wide, tall = (_SIDE * side / max(size) for side in size)
+    room = max(tall, 1.0)
+    high = named * 1.5 * _LINE + room + lines * _LINE + _GAP
 
     def draw(canvas: Canvas) -> None:
         text = _SIZE * POINTS * canvas.unit
@@ -38,13 +39,13 @@ def _block(rows: Sequence[Any], columns: int, size: Sequence[int], pictures: Map
                 y += 1.5 * _LINE
             for column, cell in enumerate(row["cells"]):
                 x = column * _PITCH + (_PITCH - _SIDE) / 2
-                corner = x + (_SIDE - wide) / 2, y + (_SIDE - tall) / 2
+                corner = x + (_SIDE - wide) / 2, y + (room - tall) / 2
                 if cell["sha256"] in pictures:
                     canvas.image(*corner, pictures[cell["sha256"]], wide, tall)
                 else:
                     canvas.cell(*corner, PALE, width=wide, height=tall)
                 for line, said in enumerate(cell["label"]):
                     ink = INK if line < len(cell["steps"]) else _FAINT
-                    canvas.word(x + _SIDE / 2, y + _SIDE + (line + 0.6) * _LINE, said, text, ink)
+                    canvas.word(x + _SIDE / 2, y + room + (line + 0.6) * _LINE, said, text, ink)
 
     return Sketch("", columns * _PITCH, len(rows) * high, draw)

@@ -156,6 +156,28 @@ def test_large_images_take_the_way_of_large_images_and_are_pillow_too(side):
     assert torch.equal(apply(images, plans, FILL), planned(images, plans))
 
 
+@pytest.mark.parametrize("name", ["ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"])
+@pytest.mark.parametrize("size", [(97, 120), (300, 40)], ids=str)
+def test_large_images_are_moved_as_pillow_does_at_every_magnitude(name, size):
+    images = noise(2, *size, seed=4)
+    for amount in values(name, *size):
+        plans = [(Applied(name, amount),)] * 2
+        assert torch.equal(apply(images, plans, FILL), planned(images, plans)), amount
+
+
+def test_one_image_gets_every_operation_after_another_as_in_a_batch():
+    image = noise(1, 19, 23, seed=5)
+    plan = tuple(Applied(name, values(name, 19, 23)[-1]) for name in NAMES)
+    before = image.clone()
+    alone = apply(image, [plan], FILL)
+    assert torch.equal(alone, planned(image, [plan]))
+    assert torch.equal(apply(image.expand(3, -1, -1, -1), [plan, (), plan], FILL)[2:], alone)
+    assert torch.equal(image, before)
+    for name in NAMES:
+        apply(image, [(Applied(name, values(name, 19, 23)[0]),)], FILL).zero_()
+    assert torch.equal(image, before)
+
+
 @pytest.mark.parametrize("reading", READINGS)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("size", [(32, 32), (17, 50)], ids=str)

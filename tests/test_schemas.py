@@ -53,7 +53,10 @@ LINES = [
     "race adax",
     "race adax torch.optim:SGD:lr=1000 --problem quadratic --steps 20",
     "race adax torch.optim:SGD:lr=1e30 --problem digits --steps 1 --batch 700",
-    *(f"draw {name}" for name in ("in", "im2col", "subpixel", "hdc", "spp")),
+    *(
+        f"draw {name}"
+        for name in ("in", "im2col", "subpixel", "hdc", "spp", "autoaugment", "autoaugment --policy svhn")
+    ),
     "diff gn ln --no-measure",
     "diff svb omd -i 8x4x3x3 --expect differing>1",
 ]

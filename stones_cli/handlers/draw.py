@@ -26,6 +26,7 @@ from stones_cli.status import Status
 if TYPE_CHECKING:
     from profiles.photo import Photo
 
+
 _DPI = 150
 
 
@@ -39,10 +40,17 @@ def _picture_file(text: str | Path) -> Path:
     return path
 
 
+def _image_file(text: str | Path) -> Path:
+    """Read the name of a picture that is shown."""
+    if not str(text).strip():
+        raise Refusal("an empty name is no file")
+    return Path(text)
+
+
 Image = Annotated[
     Path | None,
     typer.Argument(
-        parser=Path,
+        parser=_image_file,
         metavar="IMAGE",
         help="a picture in a file, for augmentations: sides above 224 pixels are shrunk  [default: a built-in one]",
     ),
