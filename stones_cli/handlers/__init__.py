@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,12 +21,34 @@ from stones_cli.status import Status
 
 
 def import_torch() -> None:
-    """Import torch with the cyclic collector off, and keep what it made out of the collector's sight for good."""
+    """Import torch with the cyclic collector off, and keep what it made out of the collector's sight for good.
+
+    A signal meanwhile takes effect afterwards: within its own imports torch swallows what the signal raises.
+    """
     if "torch" not in sys.modules:
         gc.disable()
-        importlib.import_module("torch")
+        with _signals_later():
+            importlib.import_module("torch")
         gc.freeze()
     gc.enable()
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = {kind: signal.signal(kind, lambda number, frame: arrived.append(number)) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
 
 
 @contextmanager
