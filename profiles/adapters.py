@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from profiles.target import Foreign
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from layers.card import OptionValue
-    from layers.catalog import Stone
+    from profiles.target import Target
 
 
 class OnWeight(nn.Module):
@@ -76,13 +78,15 @@ class Optimizer(nn.Module):
 
 
 def adapted(
-    stone: Stone, options: Mapping[str, OptionValue], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    target: Target, options: Mapping[str, OptionValue], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
-    """Return the module of a stone that works on weights of ``shape``; raises what the stone raises."""
-    made = stone.load()
-    if stone.card.role == "optimizer":
+    """Return the module of a stone on weights of ``shape``, or a class of optimizers; raises what that raises."""
+    if isinstance(target, Foreign):
+        return Optimizer(target.factory, options, shape, device, dtype)
+    made, role = target.load(), target.card.role
+    if role == "optimizer":
         return Optimizer(made, options, shape, device, dtype)
-    return (Initializer if stone.card.role == "initializer" else OnWeight)(made, options)
+    return (Initializer if role == "initializer" else OnWeight)(made, options)
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

@@ -153,21 +153,24 @@ def peer_name(what: Subject) -> str:
 def reference(what: Subject, name: str) -> Subject:
     """Return the layer called ``name``, constructed as ``what`` is, under the same setup.
 
-    It may be a stone with options of its own, ``svb:method=svd``. Its arguments are those of the card's peer when that
-    is what ``name`` means, or a class that takes them all; else options of the same name, and the channels under
-    whatever name it takes them. Raises `Refusal` for what does not compare, or cannot be constructed.
+    It may have options of its own, ``svb:method=svd``, ``torch.optim:Adam:fused=true``. Its arguments are those of the
+    card's peer when that is what ``name`` means, or a class that takes them all; else options of the same name, and
+    the channels under whatever name it takes them. Raises `Refusal` for what does not compare or cannot be built.
     """
-    stone, _, spelt = name.partition(":") if "=" in name else (name, "", "")
+    stone, _, spelt = name.rpartition(":") if "=" in name else (name, "", "")
     try:
         target = resolve(stone)
     except UnknownStone as error:
         raise Refusal(f"{error}; references are copy, peer, a stone (svb, svb:method=svd), or pkg.mod:Class") from error
     takes = {option.name for option in options_of(target)}
     peer = peer_of(what)
-    if peer is not None and isinstance(target, Foreign) and (name == peer_name(what) or peer.arguments.keys() <= takes):
+    of_peer = peer is not None and what.role != "optimizer" and peer.arguments.keys() <= takes
+    if peer is not None and isinstance(target, Foreign) and (name == peer_name(what) or of_peer):
         arguments = {key: formula.evaluate(text, what.symbols) for key, text in peer.arguments.items()}
-        return Subject(target, arguments, what.setup)
+        return Subject(target, arguments | _spelt(target, spelt), what.setup)
     _check_comparable(what, target, name)
+    if isinstance(target, Foreign) and is_optimizer(target):
+        return Subject(target, _spelt(target, spelt), what.setup)
     options = {key: value for key, value in what.options.items() if key in takes}
     try:
         return subject(target, options | _spelt(target, spelt), what.setup)
@@ -176,8 +179,8 @@ def reference(what: Subject, name: str) -> Subject:
 
 
 def _check_comparable(what: Subject, target: Target, name: str) -> None:
-    if isinstance(target, Foreign) and is_optimizer(target):
-        raise Refusal(f"{name} is an optimizer: of these only the catalogue's are timed, which `stones list` names")
+    if isinstance(target, Foreign) and is_optimizer(target) and what.role != "optimizer":
+        raise Refusal(f"{name} is an optimizer, {what.name} is not: their times do not compare")
     if not isinstance(target, Stone):
         return
     check_timeable(target)

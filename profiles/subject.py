@@ -79,12 +79,14 @@ class Subject:
     @property
     def on_weight(self) -> bool:
         """Whether the target works on one weight (penalty, projection, initializer, optimizer)."""
-        return self.card is not None and self.card.works_on_weights
+        return self.card.works_on_weights if self.card is not None else self.role == "optimizer"
 
     @property
     def role(self) -> str:
-        """What it is: the role of its card, layer for a class."""
-        return self.card.role if self.card is not None else "layer"
+        """What it is: the role of its card; a class is an optimizer or a layer."""
+        if isinstance(self.target, Stone):
+            return self.target.card.role
+        return "optimizer" if is_optimizer(self.target) else "layer"
 
     @property
     def on_images(self) -> bool:
@@ -114,7 +116,7 @@ class Subject:
         device, dtype = torch.device(setup.device), getattr(torch, setup.dtype)
         with torch.random.fork_rng(devices=_cuda(setup)):
             torch.manual_seed(setup.seed)
-            if isinstance(self.target, Stone) and self.on_weight:
+            if self.on_weight:
                 from profiles.adapters import adapted
 
                 with self.refusing(f"refuses a weight of {'x'.join(map(str, setup.shape))}", *_REFUSALS):

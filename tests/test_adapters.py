@@ -87,7 +87,9 @@ def test_the_state_of_an_optimizer_is_stated_and_measured():
         ("bench svb --vs bn -i 8x8", "svb works on a weight, bn on a layer's input"),
         ("bench svb --vs svb:method=foo -i 8x8", "svb:method=foo beside svb: method='foo' is not one of"),
         ("bench weight-norm --vs bn -i 2x8x9x9", "bn beside weight-norm: eps=0.0 is out of range"),
-        ("bench svb --vs torch.optim:SGD -i 8x8", "torch.optim:SGD is an optimizer: of these only the catalogue's"),
+        ("bench svb --vs torch.optim:SGD -i 8x8", "torch.optim:SGD is an optimizer, svb is not"),
+        ("bench adax --vs torch.optim:Adam:fusd=true -i 8x8", "has no option 'fusd'; did you mean fused?"),
+        ("bench adax --vs torch.optim:Adam:lr=-1 -i 8x8", "Invalid learning rate"),
         ("inspect torch.optim:Adam", "torch.optim:Adam is an optimizer, not a layer"),
         ("bench orthogonal --both -i 8x8", "an initializer is not differentiated"),
         ("check-invariance adam-g", "adam-g is no layer but an optimizer: it has no output that could be checked"),
@@ -149,3 +151,17 @@ def test_the_convolution_beside_one_with_other_weights_is_a_yardstick():
 def test_a_transform_is_not_timed():
     with pytest.raises(Refusal, match="no forward to time"):
         cases.case(subject(catalog.stone("bn-only"), {}, Setup()))
+
+
+@pytest.mark.parametrize("name", ["adax", "adaxw", "adabound", "amsbound", "lars"])
+def test_an_optimizer_stands_beside_torchs(name):
+    record = json.loads(invoke("bench", name, "-i", "64x64", "--budget", "0.01", "--json").stdout)
+    roles = {each["name"]: each["role"] for each in record["cases"][0]["candidates"]}
+    assert roles == {name: "stone", "torch.optim:Adam": "yardstick", "copy": "copy"}
+
+
+def test_a_reference_among_torchs_optimizers_takes_options():
+    adax = subject(catalog.stone("adax"), {}, Setup(shape=(4, 4)))
+    found = cases.reference(adax, "torch.optim:Adam:foreach=true,lr=0.5")
+    assert (found.role, found.options) == ("optimizer", {"foreach": True, "lr": 0.5})
+    assert found.build().optimizer.param_groups[0]["foreach"] is True

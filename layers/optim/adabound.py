@@ -25,7 +25,7 @@ from layers.adabound_proofs import (
     schedule,
     within_bounds,
 )
-from layers.card import Card, Flops, Paper, Race, Stat
+from layers.card import Card, Flops, Paper, Peer, Race, Stat
 from layers.elementwise_optimizer import excludes
 from layers.shared import ADABOUND, ADABOUND_IDENTITIES, ADABOUND_NOTES, ADABOUND_RULES
 
@@ -65,6 +65,7 @@ card = Card(
         ),
     ),
     notes=ADABOUND_NOTES,
+    peer=Peer("torch.optim:Adam", {"foreach": "True"}, same=False),
     examples=(
         {},
         {"weight_decay": 0.1, "gamma": 0.5, "maximize": True},

@@ -27,7 +27,7 @@ from layers.adax_proofs import (
     same_without_decay,
     scale,
 )
-from layers.card import Card, Flops, Identity, Option, Paper, Stat
+from layers.card import Card, Flops, Identity, Option, Paper, Peer, Stat
 from layers.elementwise_optimizer import Params, excludes
 from layers.shared import ADAX, ADAX_FORMS, ADAX_IDENTITIES, ADAX_NOTES, ADAX_RACES
 
@@ -76,6 +76,7 @@ card = Card(
     ),
     races=ADAX_RACES,
     notes=ADAX_NOTES,
+    peer=Peer("torch.optim:Adam", {"fused": "True"}, same=False),
     examples=(
         {},
         {"weight_decay": 0.0, "beta2": 0.1, "eps": 1e-3},

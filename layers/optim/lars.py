@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.card import Card, Flops, Identity, Option, Paper, Race, Rule, Stat
+from layers.card import Card, Flops, Identity, Option, Paper, Peer, Race, Rule, Stat
 from layers.checked_optimizer import CheckedOptimizer, Group, Params, State, excludes_numbers
 from layers.lars_proofs import (
     clipped,
@@ -195,6 +195,7 @@ card = Card(
         "8.48 (conv1) to 148 (conv4). The last layer is fc8, not fc6.",
         "The formula with ‖m‖ and (1 − β₁)(g + λx) that is quoted as LARS restates it in the paper on LAMB.",
     ),
+    peer=Peer("torch.optim:Adam", {"foreach": "True"}, same=False),
     examples=(
         {},
         {"exclude": "none", "momentum": 0.0, "weight_decay": 0.1, "maximize": True},
