@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from profiles.decompositions import NOMINAL as DECOMPOSITIONS
-from profiles.errors import Refusal
+from profiles.errors import Refusal, with_article
 from profiles.stated import CONVENTION, NOMINAL, SCHEMA, is_stated, stated
 from profiles.subject import Setup, Subject, check_environment
 
@@ -26,19 +26,29 @@ Record = dict[str, Any]
 
 
 def inspect(
-    subject: Subject, *, measure: bool = True, fvcore: bool = True, backward_share: float | None = None
+    subject: Subject,
+    *,
+    measure: bool = True,
+    fvcore: bool = True,
+    peers: bool = False,
+    backward_share: float | None = None,
 ) -> Record:
     """Return everything known about ``subject``; with ``measure`` false from the card's formulas alone, without torch.
 
     With ``backward_share``, of the training time, what a rule for the backward saves is timed too (`profiles.savings`).
+    With ``peers`` other tools count the same layer (`profiles.peer_table`), which needs it to be a layer, measured.
     Raises `Refusal` when the layer refuses the input or the CPU would need many minutes for it, and `Unavailable` when
     device or memory are missing.
     """
     record = stated(subject)
+    if peers:
+        check_peers(subject, measure=measure)
     if measure:
         check_environment(subject)
         _check_time(record, subject)
         _measure(record, subject, fvcore)
+        if peers:
+            record["peers"] = _peers(record, subject)
         if backward_share is not None:
             record["backward_savings"] = _savings(record, subject, backward_share)
     _total(record)
@@ -47,6 +57,14 @@ def inspect(
         record["flops"]["per_element"] = None if total is None else round(total / elements, 4)
     record["ok"] = all(check["ok"] for check in record["checks"])
     return record
+
+
+def check_peers(subject: Subject, *, measure: bool) -> None:
+    """Refuse to ask other tools about what they cannot count: what is no layer, or is not to run."""
+    if subject.role != "layer":
+        raise Refusal(f"--peers is for layers; {subject.name} is {with_article(subject.role)}")
+    if not measure:
+        raise Refusal("--peers has no meaning beside --no-measure: other tools run the layer")
 
 
 def _check_time(record: Record, subject: Subject) -> None:
@@ -95,6 +113,18 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
     _workspace(record["memory"]["workspace"], subject, module, x)
     record["measured"] = True
     _check(record, subject)
+
+
+def _peers(record: Record, subject: Subject) -> list[Record]:
+    """Return what other tools count, each on a layer of its own that has seen the same first batch."""
+    from profiles.peer_table import rows
+
+    def build() -> nn.Module:
+        module = subject.build()
+        _first_batch(subject, module, subject.input())
+        return module
+
+    return rows(subject, build, record)
 
 
 def _savings(record: Record, subject: Subject, share: float) -> Record | None:

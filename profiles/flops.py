@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from profiles.decompositions import NOMINAL
 from profiles.dispatch import Window
-from profiles.fused_steps import FUSED_STEPS
+from profiles.fused_kernels import FUSED_KERNELS
 from profiles.resampling import RESAMPLING
 
 Args = Sequence[Any]
@@ -241,14 +241,13 @@ _FORMULAS: dict[str, Formula] = {
     "tanh_backward": _per_output(3),
     **dict.fromkeys("sum prod amax amin max min argmax argmin any all cumsum".split(), _sum),
     **dict.fromkeys(("mean", "kthvalue"), _mean),  # selection: a comparison per element
-    "_softmax": lambda args, kwargs, out: 5 * out.numel() - 2 * (out.numel() // max(1, out.shape[args[1]])),
     "var": _variance,
     "var_mean": _variance,
     "std": _variance,
     "sinc": _per_output(3),  # π x, its sine, the quotient
     "topk": lambda args, kwargs, out: _elements(args[0]),  # each once beside the least that is kept
     "trace": lambda args, kwargs, out: min(args[0].shape) - 1,
-    **FUSED_STEPS,
+    **FUSED_KERNELS,
     **NOMINAL,
     **RESAMPLING,
     "col2im": lambda args, kwargs, out: _elements(args[0]),  # each element of a patch is added where it lay
@@ -278,6 +277,7 @@ _MACS: dict[str, Formula] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
 }
+PRODUCTS = frozenset(_MACS)  # the operations that multiply and add
 _ADDS: dict[str, Formula] = {
     "addmm": _started,
     "baddbmm": _started,
@@ -294,7 +294,7 @@ _FREE = frozenset(
     masked_fill where roll flip constant_pad_nd repeat _local_scalar_dense is_same_size pixel_shuffle pixel_unshuffle
     im2col slice_backward select_backward expand_copy permute_copy _unsafe_view _reshape_alias item bernoulli normal
     uniform randn rand randperm native_dropout eye tril triu channel_shuffle unsqueeze_copy
-    squeeze unsqueeze transpose t swapaxes _conj _fused_dropout reflection_pad2d replication_pad2d
+    diagonal_backward squeeze unsqueeze transpose t swapaxes _conj _fused_dropout reflection_pad2d replication_pad2d
     reflection_pad1d reflection_pad3d replication_pad1d replication_pad3d diagonal diag_embed diagonal_copy
     """.split()
 )

@@ -27,6 +27,7 @@ def inspect(
     *,
     measure: bool = True,
     fvcore: bool = True,
+    peers: bool = False,
     backward_share: float | None = None,
 ) -> Record:
     """Return the record of ``what``; a transform is applied to ``model``, or to the paper's, whatever ``measure`` says.
@@ -34,6 +35,10 @@ def inspect(
     Its schema says which it is: stones.inspect/1 (`facts`), stones.transform/1 (`transforms`) or stones.augmentation/1
     (`augmentations`); it raises as that does.
     """
+    from profiles import facts
+
+    if peers:
+        facts.check_peers(what, measure=measure)
     if what.role == "transform":
         from profiles import transforms
 
@@ -42,9 +47,7 @@ def inspect(
         from profiles import augmentations
 
         return augmentations.inspect(what, measure=measure)
-    from profiles import facts
-
-    return facts.inspect(what, measure=measure, fvcore=fvcore, backward_share=backward_share)
+    return facts.inspect(what, measure=measure, fvcore=fvcore, peers=peers, backward_share=backward_share)
 
 
 def contradictions(record: Record) -> list[str]:

@@ -44,12 +44,11 @@ class Fvcore:
     error: str = ""
 
 
-def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
-    """Trace a copy of ``module`` on ``x`` and return what fvcore counts."""
+def fvcore(module: nn.Module, x: Tensor, *, handles: bool = True) -> Fvcore:
+    """Trace a copy of ``module`` on ``x`` and return what fvcore counts; without our ``handles`` as people use it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
-        from fvcore.nn.jit_handles import norm_flop_counter
 
         logging.getLogger("fvcore").setLevel(logging.ERROR)
         try:
@@ -58,16 +57,8 @@ def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
             return _failed(error)
         analysis = FlopCountAnalysis(copied, x.detach().clone())
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        for name in _ELEMENTWISE:
-            analysis.set_op_handle(f"aten::{name}", _outputs, f"aten::{name}_", _outputs)
-        for name in _REDUCTIONS:
-            analysis.set_op_handle(f"aten::{name}", _inputs)
-        for name in _FREE:
-            analysis.set_op_handle(f"aten::{name}", _nothing, f"aten::{name}_", _nothing)
-        for name, handle in _OTHERS.items():
-            analysis.set_op_handle(f"aten::{name}", handle)
-        analysis.set_op_handle("aten::native_group_norm", norm_flop_counter(1))
-        analysis.set_op_handle("aten::native_layer_norm", norm_flop_counter(2))
+        if handles:
+            _extend(analysis)
         try:
             by_op = Counter({name: round(value) for name, value in analysis.by_operator().items()})
             uncounted = Counter({name: int(times) for name, times in analysis.unsupported_ops().items()})
@@ -75,6 +66,22 @@ def fvcore(module: nn.Module, x: Tensor) -> Fvcore:
             return _failed(error)
     status = "partial" if uncounted else "complete"
     return Fvcore(sum(by_op.values()), status=status, version=_version(), by_op=by_op, uncounted=uncounted)
+
+
+def _extend(analysis: Any) -> None:
+    """Give fvcore our handles."""
+    from fvcore.nn.jit_handles import norm_flop_counter
+
+    for name in _ELEMENTWISE:
+        analysis.set_op_handle(f"aten::{name}", _outputs, f"aten::{name}_", _outputs)
+    for name in _REDUCTIONS:
+        analysis.set_op_handle(f"aten::{name}", _inputs)
+    for name in _FREE:
+        analysis.set_op_handle(f"aten::{name}", _nothing, f"aten::{name}_", _nothing)
+    for name, handle in _OTHERS.items():
+        analysis.set_op_handle(f"aten::{name}", handle)
+    analysis.set_op_handle("aten::native_group_norm", norm_flop_counter(1))
+    analysis.set_op_handle("aten::native_layer_norm", norm_flop_counter(2))
 
 
 def _failed(error: Exception) -> Fvcore:

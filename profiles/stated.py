@@ -49,6 +49,7 @@ def stated(subject: Subject) -> Record:
         "flops": _flops(card, subject),
         "memory": _memory(card, subject),
         "backward_savings": None,
+        "peers": None,
         "notes": [] if card is None or is_stated(subject) else [UNSTATED],
         "checks": [],
         "measured": False,

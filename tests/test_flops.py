@@ -52,6 +52,26 @@ def test_transposed_convolution():
     assert backward.macs == 2 * forward.macs
 
 
+def test_softmax_and_its_backward():
+    x = torch.randn(N * H * W, C, requires_grad=True)
+    forward, backward = both(nn.Softmax(1), x)
+    assert forward.by_op == {"_softmax": E + 2 * E + 2 * (E - E // C)}
+    assert backward.by_op == {"_softmax_backward_data": 3 * E + (E - E // C)}
+
+
+def test_the_softmax_of_attention_is_one():
+    assert counted(lambda: torch.ops.aten._safe_softmax(torch.randn(E // C, C), 1)).flops == 5 * E - 2 * (E // C)
+
+
+def test_a_normalized_weight_counts_its_norms_and_its_scaling():
+    conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(C, 16, 1, bias=False))
+    forward, backward = both(conv, torch.randn(N, C, H, W))
+    assert forward.by_op["_weight_norm_interface"] == 3 * 16 * C + 16
+    assert backward.by_op["_weight_norm_interface_backward"] == 5 * 16 * C + 3 * 16
+    assert not forward.uncounted
+    assert not backward.uncounted
+
+
 def test_bias_is_an_addition_not_a_mac():
     conv = nn.Conv2d(C, 16, 1)
     forward, _ = both(conv, torch.randn(N, C, H, W, requires_grad=True))

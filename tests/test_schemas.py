@@ -36,6 +36,7 @@ LINES = [
     "inspect torch.nn:GroupNorm --num-groups 4 -i 4x12x6x6",
     "inspect torch.nn:Softplus -i 4x12x6x6",
     "inspect mpn-cov -i 2x6x4x4",
+    "inspect im2col --peers -i 4x12x6x6",
     *(f"inspect {name} -i 8x4x3x3" for name in ("svb", "icnr", "adam-g", "omd", "adax")),
     *(f"inspect {name}" for name in ("bn-only", "bbn", "data-dependent", "autoaugment", "autoaugment --policy svhn")),
     *(f"inspect {name} --model layers.resnet:cifar_resnet" for name in ("svb", "adam-g", "weight-norm", "im2col")),

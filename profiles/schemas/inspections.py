@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from layers.card import ROLES
 from layers.catalog import KINDS
+from profiles.schemas.peers import PEERS
 from profiles.schemas.vocabulary import (
     BOOLEAN,
     COUNT,
@@ -176,6 +177,7 @@ INSPECT = document(
             }
         ),
         "backward_savings": _SAVINGS,
+        "peers": PEERS,
         "memory": _MEMORY,
         "notes": array(STRING),
         "checks": _CHECKS,

@@ -18,7 +18,7 @@ from stones_cli.handlers import import_torch, judged
 from stones_cli.report.emit import emit
 from stones_cli.status import Status
 
-_OF_LAYERS = ("dtype", "device", "memory_format", "train", "measure", "fvcore")
+_OF_LAYERS = ("dtype", "device", "memory_format", "train", "measure", "fvcore", "peers")
 
 
 Model = Annotated[
@@ -41,6 +41,15 @@ Measure = Annotated[
 ]
 Fvcore = Annotated[
     bool, typer.Option("--fvcore/--no-fvcore", help="put fvcore's count beside ours", rich_help_panel=COLUMNS)
+]
+Peers = Annotated[
+    bool,
+    typer.Option(
+        "--peers",
+        help="say what fvcore, torch's FlopCounterMode and, where installed, torchinfo, thop and ptflops count, and "
+        "why they differ",
+        rich_help_panel=COLUMNS,
+    ),
 ]
 BackwardShare = Annotated[
     float | None,
@@ -67,6 +76,7 @@ def inspect(
     model: Model = None,
     measure: Measure = True,
     fvcore: Fvcore = True,
+    peers: Peers = False,
     backward_share: BackwardShare = None,
     expect: common.Expect = None,
     format_: common.Format = None,
@@ -88,7 +98,7 @@ def inspect(
     where = common.destination(format_, json, output)
     if measure:
         import_torch()
-    record = _record(chosen, model, measure, fvcore, share)
+    record = _record(chosen, model, measure, fvcore, peers, share)
     outcomes = expectations.judge(expect or (), record)
 
     from stones_cli.report.augmentation import augmentation
@@ -120,7 +130,7 @@ def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, me
         unfit = was_given(context, tuple(name for name in _OF_LAYERS if name not in of_data))
         if unfit or (shape and not takes_batch(chosen)):
             raise Refusal(f"{unfit or shape} is for layers; {chosen.name} transforms a model, which --model names")
-    if chosen.on_images and (of_layers := was_given(context, ("dtype", "train", "fvcore"))):
+    if chosen.on_images and (of_layers := was_given(context, ("dtype", "train", "fvcore", "peers"))):
         raise Refusal(f"{of_layers} is for layers; {chosen.name} works on uint8 images, in any mode")
     if model is not None and ":" not in model:
         raise Refusal(f"--model {model!r} is no factory; give pkg.mod:factory or file.py:factory")
@@ -150,11 +160,13 @@ def _share(chosen: Subject, given: float | None, measure: bool) -> float | None:
 
 
 def _record(
-    chosen: Subject, model: str | None, measure: bool, fvcore: bool, backward_share: float | None
+    chosen: Subject, model: str | None, measure: bool, fvcore: bool, peers: bool, backward_share: float | None
 ) -> dict[str, Any]:
     if model is not None and not _transforms(chosen):
         from profiles import touched
 
         return touched.inspect(chosen, resolve(model))
     target = None if model is None else resolve(model)
-    return inspecting.inspect(chosen, target, measure=measure, fvcore=fvcore, backward_share=backward_share)
+    return inspecting.inspect(
+        chosen, target, measure=measure, fvcore=fvcore, peers=peers, backward_share=backward_share
+    )
