@@ -49,10 +49,10 @@ def gradients(y: Tensor, inputs: Sequence[Tensor], gradient: Tensor) -> tuple[Te
     return found
 
 
-def counted(y: Tensor) -> Count:
-    """Count the backward of ``y`` for a fixed upstream gradient."""
+def counted(y: Tensor, counting: Counting | None = None) -> Count:
+    """Count the backward of ``y`` for a fixed upstream gradient, by ``counting`` where it is given."""
     scalar = loss(y, torch.ones_like(y))
-    with Counting() as counting:
+    counting = counting or Counting()
+    with counting:
         scalar.backward()  # type: ignore[no-untyped-call]
-    count: Count = counting.count
-    return count
+    return counting.count

@@ -32,11 +32,14 @@ def inspect(
     fvcore: bool = True,
     peers: bool = False,
     backward_share: float | None = None,
+    modules: bool = False,
+    depth: int | None = None,
 ) -> Record:
     """Return everything known about ``subject``; with ``measure`` false from the card's formulas alone, without torch.
 
     With ``backward_share``, of the training time, what a rule for the backward saves is timed too (`profiles.savings`).
     With ``peers`` other tools count the same layer (`profiles.peer_table`), which needs it to be a layer, measured.
+    With ``modules`` the record has the costs by module too, to the ``depth`` given (`profiles.by_module`).
     Raises `Refusal` when the layer refuses the input or the CPU would need many minutes for it, and `Unavailable` when
     device or memory are missing.
     """
@@ -46,7 +49,9 @@ def inspect(
     if measure:
         check_environment(subject)
         _check_time(record, subject)
-        _measure(record, subject, fvcore)
+        _measure(record, subject, fvcore, modules, depth)
+        record["measured"] = True
+        _check(record, subject)
         if peers:
             record["peers"] = _peers(record, subject)
         if backward_share is not None:
@@ -78,10 +83,11 @@ def _check_time(record: Record, subject: Subject) -> None:
         )
 
 
-def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
+def _measure(record: Record, subject: Subject, fvcore: bool, modules: bool, depth: int | None) -> None:
     """Build the layer, run it forward and backward under observation, and fill in what was seen."""
     import torch
 
+    from profiles import by_module
     from profiles.backward import counted
     from profiles.flops import Counting
     from profiles.saved import saving
@@ -93,13 +99,18 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
         from profiles import peers
 
         record["flops"]["fvcore"] = dict(vars(peers.fvcore(module, x)))
+    rows = by_module.Modules(module) if modules else None
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         torch.manual_seed(subject.setup.seed)
-        with _observing(subject) as observed, saving(module) as saved, Counting() as forward:
+        counting = by_module.Forward(rows) if rows else Counting()
+        with _observing(subject) as observed, saving(module, rows.keep if rows else None) as saved, counting as forward:
             y = subject.run(module, x)
         record["output"] = {"shape": list(y.shape), "dtype": str(y.dtype).removeprefix("torch."), "bytes": y.nbytes}
         with subject.refusing("fails in its backward"):
-            backward = counted(y) if y.requires_grad and y.numel() else None
+            back = by_module.Backward(rows, y) if rows else None
+            backward = counted(y, back) if y.requires_grad and y.numel() else None
+        if rows:
+            record["modules"] = by_module.table(rows, depth=depth, backward=backward is not None)
     holds = saved.holds(x)
     kept = saved.bytes - (x.nbytes if subject.on_weight and holds else 0)  # the weight is a parameter, there anyway
     record["memory"]["saved"] |= {"measured": kept, "holds_input": holds}
@@ -111,8 +122,6 @@ def _measure(record: Record, subject: Subject, fvcore: bool) -> None:
         record["flops"]["convention"] += f"; {NOMINAL}"
     _observed(record, {**seen, **observed}, module)
     _workspace(record["memory"]["workspace"], subject, module, x)
-    record["measured"] = True
-    _check(record, subject)
 
 
 def _peers(record: Record, subject: Subject) -> list[Record]:

@@ -3,8 +3,7 @@
 Convention: an add, subtract, multiply, divide, comparison or elementary function counts 1, a multiply-add 2 (its MAC is
 reported beside). A mean of n values is n operations, a sum n − 1. A fused normalization kernel counts as its two-pass
 definition: 4 per element for the moments, 1 to scale, 2 for γ and β, and 2 per statistic for + ε and the root.
-Integer bookkeeping, views, copies, drawing random numbers and allocation are free.
-Decompositions count nominally (`profiles.decompositions`).
+Integer bookkeeping, views, copies, drawing numbers and allocation are free; `profiles.decompositions` are nominal.
 """
 
 from __future__ import annotations
@@ -52,10 +51,11 @@ class Counting(Window):
 
     def after(self, func: Any, name: str, args: Args, kwargs: Mapping[str, Any], out: Any) -> None:
         """Add up what ``func`` costs."""
-        _add(self.count, func, name, args, kwargs, out)
+        add(self.count, func, name, args, kwargs, out)
 
 
-def _add(count: Count, func: Any, name: str, args: Args, kwargs: Mapping[str, Any], out: Any) -> None:
+def add(count: Count, func: Any, name: str, args: Args, kwargs: Mapping[str, Any], out: Any) -> None:
+    """Add to ``count`` what ``func``, called ``name``, costs that gave ``out``."""
     plain = name.removeprefix("_foreach_")
     plain = plain.rstrip("_") if not plain.startswith("_") else plain
     if out is None and name.startswith("_foreach_"):

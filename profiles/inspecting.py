@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from profiles.errors import Refusal, with_article
 from profiles.spelling import value_text
 from profiles.subject import Setup, Subject, default_shape
 from profiles.target import Target, card_of
@@ -29,14 +30,18 @@ def inspect(
     fvcore: bool = True,
     peers: bool = False,
     backward_share: float | None = None,
+    modules: bool = False,
+    depth: int | None = None,
 ) -> Record:
     """Return the record of ``what``; a transform is applied to ``model``, or to the paper's, whatever ``measure`` says.
 
     Its schema says which it is: stones.inspect/1 (`facts`), stones.transform/1 (`transforms`) or stones.augmentation/1
-    (`augmentations`); it raises as that does.
+    (`augmentations`); it raises as that does. With ``modules`` a layer or model is shown by module too, to
+    the ``depth`` given.
     """
     from profiles import facts
 
+    check_modules(what, measure, modules, depth)
     if peers:
         facts.check_peers(what, measure=measure)
     if what.role == "transform":
@@ -47,7 +52,29 @@ def inspect(
         from profiles import augmentations
 
         return augmentations.inspect(what, measure=measure)
-    return facts.inspect(what, measure=measure, fvcore=fvcore, peers=peers, backward_share=backward_share)
+    options: dict[str, Any] = {"backward_share": backward_share, "modules": modules, "depth": depth}
+    return facts.inspect(what, measure=measure, fvcore=fvcore, peers=peers, **options)
+
+
+def check_modules(what: Subject, measure: bool, modules: bool, depth: int | None) -> None:
+    """Raise `Refusal` where there is no table by module to ask for, or none of that depth."""
+    if depth is not None and not modules:
+        raise Refusal(f"--module-depth {depth} is of the table by module; give --modules too")
+    if depth is not None and depth < 0:
+        raise Refusal(f"--module-depth {depth} is not an integer ≥ 0")
+    if modules and what.role != "layer":
+        raise Refusal(f"--modules is for layers and models; {what.name} is {with_article(what.role)}")
+    if modules and not measure:
+        raise Refusal("--modules has no meaning beside --no-measure: what a module costs is measured")
+
+
+def incomplete(record: Record) -> list[str]:
+    """Return one sentence for each pass with operations that could not be counted, with their names."""
+    return [
+        f"flops.{name} is incomplete: not counted {', '.join(row['uncounted'])}"
+        for name in ("forward", "backward")
+        if (row := (record.get("flops") or {}).get(name)) and row["uncounted"]
+    ]
 
 
 def contradictions(record: Record) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,11 +16,13 @@ class Saved:
         self._without = {t.untyped_storage().data_ptr() for t in without}
         self._storages: dict[int, torch.UntypedStorage] = {}
 
-    def add(self, tensor: Tensor) -> None:
-        """Count the storage of ``tensor`` unless it belongs to the layer or was counted before."""
+    def add(self, tensor: Tensor) -> int:
+        """Count the storage of ``tensor`` unless it belongs to the layer or was counted before; return its bytes."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._without:
-            self._storages[storage.data_ptr()] = storage
+        if storage.data_ptr() in self._without or storage.data_ptr() in self._storages:
+            return 0
+        self._storages[storage.data_ptr()] = storage
+        return storage.nbytes()
 
     @property
     def bytes(self) -> int:
@@ -33,12 +35,14 @@ class Saved:
 
 
 @contextmanager
-def saving(module: nn.Module) -> Iterator[Saved]:
-    """Watch what the forward of ``module`` inside the block keeps for backward."""
+def saving(module: nn.Module, keep: Callable[[int], None] | None = None) -> Iterator[Saved]:
+    """Watch what the forward of ``module`` inside the block keeps for backward; tell ``keep`` of its bytes."""
     saved = Saved([*module.parameters(), *module.buffers()])
 
     def pack(tensor: Tensor) -> Tensor:
-        saved.add(tensor)
+        size = saved.add(tensor)
+        if keep is not None:
+            keep(size)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -50,6 +50,7 @@ def stated(subject: Subject) -> Record:
         "memory": _memory(card, subject),
         "backward_savings": None,
         "peers": None,
+        "modules": None,
         "notes": [] if card is None or is_stated(subject) else [UNSTATED],
         "checks": [],
         "measured": False,

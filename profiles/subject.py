@@ -158,14 +158,14 @@ class Subject:
         return x.requires_grad_(requires_grad and x.is_floating_point())
 
     def run(self, module: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-        """Call ``module`` on ``x`` and return its output tensor (the first of several); refusals become `Refusal`."""
+        """Call ``module`` on ``x`` and return its output (the first of several tensors); refusals become `Refusal`."""
         import torch
+
+        from profiles.outputs import first_tensor
 
         with self.refusing(f"refuses an input of {'x'.join(map(str, self.setup.shape))}", *_REFUSALS):
             y = module(x)
-        y = y[0] if isinstance(y, (tuple, list)) and y else y
-        if not isinstance(y, torch.Tensor):
-            raise Refusal(f"{self.name} returned {type(y).__name__}, not a tensor")
+        y = first_tensor(y, self.name)
         if y.is_complex() or y.is_nested or y.layout != torch.strided or y.device != x.device:
             raise Refusal(f"{self.name} returned a tensor that is not real and dense, on the device of its input")
         return y

@@ -27,7 +27,8 @@ _MEANINGS = {
     Status.DONE: "done, and everything asked for holds",
     Status.FAILED: "a check, an expectation or a gate failed",
     Status.MISUSE: "wrong use or input",
-    Status.ENVIRONMENT: "the machine lacks what was asked for: device, memory, module, disk",
+    Status.ENVIRONMENT: "the machine lacks what was asked for: device, memory, module, disk; or, under "
+    "--fail-uncounted, stones a formula",
     Status.INCONCLUSIVE: "a timing is inconclusive, under --fail-inconclusive",
     Status.INTERNAL: "a bug in stones",
     Status.INTERRUPTED: "interrupted (Ctrl-C)",

@@ -37,6 +37,8 @@ LINES = [
     "inspect torch.nn:Softplus -i 4x12x6x6",
     "inspect mpn-cov -i 2x6x4x4",
     "inspect im2col --peers -i 4x12x6x6",
+    "inspect layers.resnet:cifar_resnet -i 2x3x8x8 --modules --module-depth 2 --no-fvcore",
+    "inspect torch.nn:Softplus -i 4x12x6x6 --modules --eval --expect modules.total.params=0",
     *(f"inspect {name} -i 8x4x3x3" for name in ("svb", "icnr", "adam-g", "omd", "adax")),
     *(f"inspect {name}" for name in ("bn-only", "bbn", "data-dependent", "autoaugment", "autoaugment --policy svhn")),
     *(f"inspect {name} --model layers.resnet:cifar_resnet" for name in ("svb", "adam-g", "weight-norm", "im2col")),

@@ -136,6 +136,45 @@ _SAVINGS = about(
     "what a rule for the backward saves",
 )
 
+_COSTS = {
+    "params": COUNT,
+    "flops_forward": COUNT,
+    "macs_forward": COUNT,
+    "flops_backward": _COUNTED,
+    "macs_backward": _COUNTED,
+    "saved": about(COUNT, "bytes kept for backward"),
+}
+_MODULES = about(
+    nullable(
+        record(
+            {
+                "depth": _COUNTED,
+                "rows": about(
+                    array(
+                        record(
+                            {
+                                "name": about(STRING, "as in named_modules(): of the model itself empty"),
+                                "type": STRING,
+                                "depth": COUNT,
+                                "also": about(array(STRING), "its other names"),
+                                "calls": COUNT,
+                                "outputs": about(array(SHAPE), "of the last call, one shape for each tensor"),
+                                **_COSTS,
+                                "uncounted": record(dict.fromkeys(("forward", "backward"), mapping(COUNT))),
+                                "folded": about(BOOLEAN, "whether the row stands for the modules in it too"),
+                                "within": about(record(_COSTS), "the module and all that are in it, by name"),
+                            }
+                        )
+                    ),
+                    "what each module costs outside those that it calls",
+                ),
+                "total": record(_COSTS),
+            }
+        )
+    ),
+    "the costs by module, under --modules",
+)
+
 INSPECT = document(
     "inspect",
     "What `stones inspect` prints of a layer, or of what works on one weight: the card beside what was measured.",
@@ -179,6 +218,7 @@ INSPECT = document(
         "backward_savings": _SAVINGS,
         "peers": PEERS,
         "memory": _MEMORY,
+        "modules": _MODULES,
         "notes": array(STRING),
         "checks": _CHECKS,
         "measured": BOOLEAN,

@@ -14,6 +14,7 @@ from profiles.subject import Subject, subject
 from profiles.target import resolve
 from stones_cli import common, parse
 from stones_cli.commands import given, named, was_given
+from stones_cli.failures import complain
 from stones_cli.handlers import import_torch, judged
 from stones_cli.report.emit import emit
 from stones_cli.status import Status
@@ -64,6 +65,32 @@ BackwardShare = Annotated[
 ]
 
 
+Modules = Annotated[
+    bool,
+    common.flag(
+        "--modules",
+        help="the costs by module too, in a table that adds up to the whole: of a class, of what a factory makes "
+        "(pkg.mod:factory), of a stone",
+        panel=COLUMNS,
+    ),
+]
+Depth = Annotated[
+    int | None,
+    common.option(
+        "--module-depth",
+        read=parse.whole(0),
+        of="integer",
+        help="fold modules that lie deeper into the row of the one at this depth; the model itself is at 0 "
+        "(default: all)",
+        panel=COLUMNS,
+    ),
+]
+FailUncounted = Annotated[
+    bool,
+    common.flag("--fail-uncounted", help="exit status 3 when an operation could not be counted", panel=common.OUTPUT),
+]
+
+
 def inspect(
     context: typer.Context,
     technique: common.Name,
@@ -78,6 +105,9 @@ def inspect(
     fvcore: Fvcore = True,
     peers: Peers = False,
     backward_share: BackwardShare = None,
+    modules: Modules = False,
+    module_depth: Depth = None,
+    fail_uncounted: FailUncounted = False,
     expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
@@ -88,17 +118,22 @@ def inspect(
     What the card says stands beside what is measured. For a technique that transforms models: what becomes of one.
     For an augmentation: its policy in degrees, pixels and factors, beside what Pillow makes of the same images.
     For one on weights with --model: which parameters of the model it is for, with state and FLOPs of a step.
-    Exit status 1 when a number of the card is not what is measured, or when an expectation fails.
+    Exit status 1 when a number of the card is not what is measured, or when an expectation fails; with
+    --fail-uncounted 3 when an operation could not be counted, so that a number is a lower bound.
     """
     target = named(context)[0]
     shape = shape if was_given(context, ("shape",)) else parse.Shape(inspecting.usual_shape(target))
     chosen = subject(target, given(context), common.setup(shape, dtype, device, memory_format, train, seed))
     _refuse_unfit(chosen, context, model, measure)
+    inspecting.check_modules(chosen, measure, modules, module_depth)
+    if fail_uncounted and not measure:
+        raise Refusal("--fail-uncounted has no meaning beside --no-measure: then nothing is counted")
     share = _share(chosen, backward_share, measure)
     where = common.destination(format_, json, output)
     if measure:
         import_torch()
-    record = _record(chosen, model, measure, fvcore, peers, share)
+    more = {"peers": peers, "backward_share": share, "modules": modules, "depth": module_depth}
+    record = _record(chosen, model, measure, fvcore, **more)
     outcomes = expectations.judge(expect or (), record)
 
     from stones_cli.report.augmentation import augmentation
@@ -112,7 +147,15 @@ def inspect(
     }
     emit(reports.get(record["schema"], inspection)(record, outcomes), where)
     failed = [*inspecting.contradictions(record), *(str(outcome) for outcome in outcomes if not outcome.ok)]
-    return judged(failed, where)
+    return judged(failed, where) or _uncounted(record if fail_uncounted else {})
+
+
+def _uncounted(record: dict[str, Any]) -> Status:
+    """Say what in ``record`` is incomplete, one line each; return the status."""
+    sentences = inspecting.incomplete(record)
+    for sentence in sentences:
+        complain(sentence, "incomplete")
+    return Status.ENVIRONMENT if sentences else Status.DONE
 
 
 def _transforms(chosen: Subject) -> bool:
@@ -159,14 +202,10 @@ def _share(chosen: Subject, given: float | None, measure: bool) -> float | None:
     return (savings.SHARE if given is None else given) if saves else None
 
 
-def _record(
-    chosen: Subject, model: str | None, measure: bool, fvcore: bool, peers: bool, backward_share: float | None
-) -> dict[str, Any]:
+def _record(chosen: Subject, model: str | None, measure: bool, fvcore: bool, **more: Any) -> dict[str, Any]:
     if model is not None and not _transforms(chosen):
         from profiles import touched
 
         return touched.inspect(chosen, resolve(model))
     target = None if model is None else resolve(model)
-    return inspecting.inspect(
-        chosen, target, measure=measure, fvcore=fvcore, peers=peers, backward_share=backward_share
-    )
+    return inspecting.inspect(chosen, target, measure=measure, fvcore=fvcore, **more)

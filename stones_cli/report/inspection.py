@@ -8,6 +8,7 @@ from typing import Any
 
 from layers.formula import pretty
 from profiles.expect import Outcome
+from stones_cli.report.modules import modules
 from stones_cli.report.peers import peers
 from stones_cli.report.savings import savings
 from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
@@ -40,6 +41,8 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
     yield table("Costs", _COST_COLUMNS, (row for row in _costs(record) if row[1:3] != (None, None)))
     if record["peers"]:
         yield from peers(record)
+    if record["modules"]:
+        yield from modules(record["modules"])
     if record["backward_savings"]:
         yield from savings(record["backward_savings"])
     if record["state"]:
