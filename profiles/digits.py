@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from profiles.entrants import Entrant, Part, entrant
 from profiles.errors import Refusal, Unavailable, first_line
 from profiles.problems import DIGITS
-from profiles.race import SCHEMA, Progress
+from profiles.race import SCHEMA, Progress, until_interrupted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -59,30 +59,35 @@ def race(entrants: Sequence[Entrant], training: Training, progress: Progress | N
 
     ``accuracy`` is the share of the test that is right, after the epoch, ``loss`` the mean cross entropy of the epoch's
     batches as they were trained on. Raises `Unavailable` without scikit-learn, `Refusal` for an entrant that the
-    network does not admit, before anything is trained.
+    network does not admit, before anything is trained. KeyboardInterrupt ends it early: entrants that are through with
+    all their repeats are returned, ``interrupted`` true.
     """
     import torch
 
     data = _data()
     for each in entrants:
         _try(each, data, training)
-    runs, total = [], len(entrants) * training.repeats * training.epochs
-    for i, each in enumerate(entrants):
-        repeats = []
-        for repeat in range(training.repeats):
-            done = (i * training.repeats + repeat) * training.epochs
+    total = len(entrants) * training.repeats * training.epochs
 
-            def note(epoch: int, done: int = done, label: str = each.label) -> None:
-                if progress is not None:
-                    progress((done + epoch) / total, label)
+    def runs() -> Iterator[Record]:
+        for i, each in enumerate(entrants):
+            repeats = []
+            for repeat in range(training.repeats):
+                done = (i * training.repeats + repeat) * training.epochs
 
-            with torch.random.fork_rng(devices=[]):
-                repeats.append(_train(each, data, training, training.seed + repeat, note))
-        runs.append({"entrant": each.label, **_summary(repeats)})
+                def note(epoch: int, done: int = done, label: str = each.label) -> None:
+                    if progress is not None:
+                        progress((done + epoch) / total, label)
+
+                with torch.random.fork_rng(devices=[]):
+                    repeats.append(_train(each, data, training, training.seed + repeat, note))
+            yield {"entrant": each.label, **_summary(repeats)}
+
+    finished, interrupted = until_interrupted(runs())
     says = f"digits of scikit-learn, {TRAINED} to train on, a network of 2 convolutions and 2 linear layers"
     settings = {**asdict(training), **SETTINGS}
     about = {"name": DIGITS, "says": says, "measures": list(MEASURES), "settings": settings}
-    return {"schema": SCHEMA, "problem": about, "entrants": runs}
+    return {"schema": SCHEMA, "problem": about, "entrants": finished, "interrupted": interrupted}
 
 
 def _data() -> tuple[Tensor, Tensor]:

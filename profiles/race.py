@@ -7,7 +7,7 @@ numbers (inf or NaN) is stopped and said to have diverged; the others go on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ def race(
 ) -> Record:
     """Return one JSON-able record: the trajectory of every entrant at steps in equal ratios, and its end.
 
+    KeyboardInterrupt ends it early: those that came to their end are returned, ``interrupted`` true.
     Raises `Refusal` for an entrant that is no optimizer alone, or whose options are refused, before anything runs.
     """
     steps = problem.steps if steps is None else steps
@@ -39,17 +40,31 @@ def race(
         if each.trainer is None or each.changes:
             raise Refusal(f"{each.label}: on {problem.name} only optimizers race; networks do on digits")
         each.trainer.optimizer([problem.started().requires_grad_()], problem.settings)
-    runs = []
-    for i, each in enumerate(entrants):
 
-        def note(fraction: float, i: int = i, label: str = each.label) -> None:
-            if progress is not None:
-                progress((i + fraction) / len(entrants), label)
+    def runs() -> Iterator[Record]:
+        for i, each in enumerate(entrants):
 
-        runs.append({"entrant": each.label, **run(problem, each.trainer, steps, note)})  # type: ignore[arg-type]
+            def note(fraction: float, i: int = i, label: str = each.label) -> None:
+                if progress is not None:
+                    progress((i + fraction) / len(entrants), label)
+
+            yield {"entrant": each.label, **run(problem, each.trainer, steps, note)}  # type: ignore[arg-type]
+
+    finished, interrupted = until_interrupted(runs())
     settings = {"steps": steps, **problem.settings}
     about = {"name": problem.name, "says": problem.says, "measures": list(problem.measures), "settings": settings}
-    return {"schema": SCHEMA, "problem": about, "entrants": runs}
+    return {"schema": SCHEMA, "problem": about, "entrants": finished, "interrupted": interrupted}
+
+
+def until_interrupted(runs: Iterator[Record]) -> tuple[list[Record], bool]:
+    """Return the records of ``runs`` that are finished when KeyboardInterrupt comes, or all, and whether it came."""
+    finished: list[Record] = []
+    try:
+        for each in runs:
+            finished.append(each)
+    except KeyboardInterrupt:
+        return finished, True
+    return finished, False
 
 
 def run(problem: Problem, part: Part, steps: int, progress: Callable[[float], None] | None = None) -> Record:

@@ -223,3 +223,34 @@ def test_a_wrong_name_is_refused_without_torch():
     assert found.returncode == 2
     assert "torch/" not in found.stderr
     assert len(NAMES) == 6
+
+
+def test_ctrl_c_keeps_those_that_came_to_their_end(monkeypatch):
+    def interrupted(fraction, label):
+        if label == "torch.optim:SGD":
+            raise KeyboardInterrupt
+
+    record = race(PROBLEMS["impulse"], [entrant(ADAM), entrant("torch.optim:SGD")], progress=interrupted)
+    assert ([each["entrant"] for each in record["entrants"]], record["interrupted"]) == ([ADAM], True)
+    training = digits.Training(1, 512)
+    record = digits.race([entrant("torch.optim:Adam"), entrant("torch.optim:SGD")], training, interrupted)
+    assert ([each["entrant"] for each in record["entrants"]], record["interrupted"]) == ([ADAM], True)
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_an_interrupted_race_tells_what_it_has_and_says_so(monkeypatch, patience):
+    from profiles import race as races
+
+    calls, real = [], races.run
+
+    def run_or_stop(*arguments):
+        if len(calls) == patience:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(races, "run", run_or_stop)
+    found = invoke("race", ADAM, "torch.optim:SGD", "--problem", "impulse")
+    assert found.exit_code == 130
+    assert "Interrupted" in found.stdout
+    assert (ADAM in found.stdout) == bool(patience)

@@ -136,6 +136,7 @@ RACE = document(
                 }
             )
         ),
+        "interrupted": BOOLEAN,
         **EXPECTED,
     },
     EXPECTED,

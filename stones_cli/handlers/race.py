@@ -165,4 +165,7 @@ def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) ->
         from stones_cli import atomic
 
         atomic.write(plot, render(record, plot.suffix.lower().removeprefix(".")))
+    if record["interrupted"]:
+        deliver(trajectories(record), where, None)
+        return Status.INTERRUPTED
     return judged(deliver(trajectories(record), where, expect), where)

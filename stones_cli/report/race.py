@@ -23,6 +23,10 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
     problem, entrants = record["problem"], record["entrants"]
     settings = ", ".join(f"{name}={value_text(value)}" for name, value in problem["settings"].items())
     yield Prose(f"{problem['name']}: {problem['says']}", (f"{settings}, where an entrant does not give its own",))
+    if record["interrupted"]:
+        yield Prose("", ("Interrupted: those that came to their end.",))
+    if not entrants:
+        return
     ends = [name for name in entrants[0]["end"] or problem["measures"] if name != "step"]
     rows = ((e["entrant"], *((e["end"] or {}).get(name) for name in ends), _verdict(e)) for e in entrants)
     yield table("At the end", ("entrant", *ends, ""), rows)
