@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,11 @@ def process(*arguments, cwd=ROOT, stdout=subprocess.PIPE, **variables):
     return subprocess.run(
         command, cwd=cwd, env=environment(**variables), stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
     )
+
+
+def interruptible():
+    """Before a process starts: let Ctrl-C end it, also where these tests run in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def at_once(*lines, **variables):

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, ROOT, at_once, environment, process
+from command_line import COMMAND, ROOT, at_once, environment, interruptible, process
 from rich.cells import cell_len
 
 from profiles.errors import Unavailable
@@ -175,6 +175,7 @@ def test_a_signal_ends_a_bench_with_what_it_has(number, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     time.sleep(4.0)
     running.send_signal(number)

@@ -11,7 +11,7 @@ from itertools import accumulate
 from random import Random
 
 import pytest
-from command_line import COMMAND, ROOT, environment, invoke
+from command_line import COMMAND, ROOT, environment, interruptible, invoke
 from jsonschema import Draft202012Validator
 
 from profiles import doctor, findings, selftest
@@ -237,6 +237,7 @@ def test_a_signal_ends_it_with_what_it_has():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     time.sleep(5)
     os.kill(running.pid, signal.SIGINT)
