@@ -119,14 +119,15 @@ def _trained(each: Entrant, seed: int) -> tuple[nn.Module, Any]:
 
 
 def _try(each: Entrant, data: tuple[Tensor, Tensor], training: Training) -> None:
-    """Run the network of ``each`` on one batch: what it does not admit is refused before anybody is trained."""
+    """Make one step and evaluate once: what the network does not admit is refused before anybody is trained."""
     import torch
 
-    model, _ = _trained(each, training.seed)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    model, optimizer = _trained(each, training.seed)
+    images, digits = data
+    with torch.random.fork_rng(devices=[]):
         try:
-            model.train()(data[0][: training.batch])
-            model.eval()(data[0][TRAINED:])
+            _step(model.train(), optimizer, images[: training.batch], digits[: training.batch])
+            _accuracy(model, images, digits)
         except (ValueError, TypeError, RuntimeError) as error:
             raise Refusal(f"{each.label}, --batch {training.batch}: {first_line(error)}") from error
 
@@ -150,7 +151,6 @@ def _train(
 ) -> list[Record]:
     """Train once from ``seed`` and return one point per epoch; shorter where the loss leaves the numbers."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     model, optimizer = _trained(each, seed)
     images, digits = data
@@ -162,16 +162,26 @@ def _train(
         order = torch.randperm(TRAINED)
         for start in range(0, TRAINED - training.batch + 1, training.batch):
             batch = order[start : start + training.batch]
-            optimizer.zero_grad()
-            loss = cross_entropy(model(images[batch]), digits[batch])
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            losses.append(loss.item())
+            losses.append(_step(model, optimizer, images[batch], digits[batch]))
         if not math.isfinite(losses[-1]):
             break
         points.append({"step": epoch, "accuracy": _accuracy(model, images, digits), "loss": statistics.fmean(losses)})
         note(epoch)
     return points
+
+
+def _step(model: nn.Module, optimizer: Any, images: Tensor, digits: Tensor) -> float:
+    """Make one step and return the loss before it; a closure, for LBFGS evaluates it again and again."""
+    from torch.nn.functional import cross_entropy
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(model(images), digits)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    loss: float = optimizer.step(closure).item()
+    return loss
 
 
 def _accuracy(model: nn.Module, images: Tensor, digits: Tensor) -> float:

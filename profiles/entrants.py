@@ -73,7 +73,10 @@ class Entrant:
 
 def entrant(text: str) -> Entrant:
     """Return what ``text`` names; raises `Refusal` or `OptionError` for what it should not."""
-    parts = tuple(read_part(word) for word in text.split("+"))
+    words = text.split("+")
+    if len(words) > 1 and not all(word.strip() for word in words):
+        raise Refusal(f"{text!r} is not an entrant: a name is missing, such as adax or bn-only+lars:lr=1")
+    parts = tuple(read_part(word) for word in words)
     if sum(part.trains for part in parts) > 1:
         raise Refusal(f"{text}: an entrant has one optimizer; give several entrants")
     for part in parts:
@@ -107,6 +110,8 @@ def read_part(word: str) -> Part:
         if key not in options:
             near = suggest(key, options)
             raise OptionError(f"{target.name} has no option {key!r}" + (f"; did you mean {near}?" if near else ""))
+        if key in values:
+            raise OptionError(f"{target.name}: {key} is given twice", key)
         values[key] = read(options[key], value.strip())
     return Part(target, values)
 

@@ -15,7 +15,7 @@ from layers.card import OptionError
 from layers.catalog import Stone, stones
 from layers.claims import Race
 from profiles.entrants import Entrant, Part
-from profiles.errors import Refusal
+from profiles.errors import Refusal, first_line
 from profiles.problems import PROBLEMS, Problem
 
 SCHEMA = "stones.race/1"
@@ -39,7 +39,7 @@ def race(
     for each in entrants:
         if each.trainer is None or each.changes:
             raise Refusal(f"{each.label}: on {problem.name} only optimizers race; networks do on digits")
-        each.trainer.optimizer([problem.started().requires_grad_()], problem.settings)
+        _try(problem, each)
 
     def runs() -> Iterator[Record]:
         for i, each in enumerate(entrants):
@@ -54,6 +54,17 @@ def race(
     settings = {"steps": steps, **problem.settings}
     about = {"name": problem.name, "says": problem.says, "measures": list(problem.measures), "settings": settings}
     return {"schema": SCHEMA, "problem": about, "entrants": finished, "interrupted": interrupted}
+
+
+def _try(problem: Problem, each: Entrant) -> None:
+    """Make one step with ``each``: an optimizer that cannot is refused before anybody runs."""
+    x = problem.started().requires_grad_()
+    optimizer = each.trainer.optimizer([x], problem.settings)  # type: ignore[union-attr]
+    x.grad = x.detach().clone()
+    try:
+        optimizer.step(lambda: 1.0)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise Refusal(f"{each.label}: {first_line(error)}") from error
 
 
 def until_interrupted(runs: Iterator[Record]) -> tuple[list[Record], bool]:
@@ -115,18 +126,21 @@ class _Judge:
         """Take note of step ``t``, which had ``loss`` at ``before``."""
         if "regret" in self._problem.measures:
             self._regret += loss - self._problem.gradient([self._problem.best] * len(before), t)[0]
-        self._pace = math.dist(before, after) / self._lr
+        self._pace = self._in_rates(math.dist(before, after))
 
     def measures(self, x: list[float], t: int) -> dict[str, float]:
         """Return every measure of the problem after step ``t``."""
         found = {
             "loss": self._problem.gradient(x, t)[0],
             "regret": self._regret / t,
-            "travel": math.dist(x, self._start) / self._lr,
+            "travel": self._in_rates(math.dist(x, self._start)),
             "pace": self._pace,
             **{f"x{i}": value for i, value in enumerate(x)},
         }
         return {name: found[name] for name in self._problem.measures}
+
+    def _in_rates(self, distance: float) -> float:
+        return distance / self._lr if self._lr else distance  # at a rate of 0 nothing moves
 
 
 def _steps_to_show(steps: int) -> list[int]:

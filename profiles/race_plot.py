@@ -42,7 +42,8 @@ def render(record: Mapping[str, Any], form: str = "svg", dpi: int = 150) -> byte
         axes.set(xlabel="epoch" if problem["name"] == "digits" else "step", ylabel=measure)
         axes.set_title(problem["name"])
         axes.grid(alpha=0.3)
-        axes.legend()
+        if record["entrants"]:
+            axes.legend()
         file = io.BytesIO()
         about = {"Date": None, "Creator": "stones race"} if form == "svg" else {"Software": "stones race"}
         figure.savefig(file, format=form, dpi=dpi, metadata=about)

@@ -11,13 +11,13 @@ from pathlib import Path
 from profiles.errors import Unavailable
 
 
-def write(path: Path, content: str | bytes) -> None:
+def write(path: Path, content: str | bytes, option: str = "--output") -> None:
     """Replace ``path`` by ``content`` (text as UTF-8): readers see the old content or the new, also after a crash.
 
     What is no regular file (a device, a pipe) is written directly; a symbolic link keeps pointing where it points.
-    Raises `Unavailable` naming the path.
+    Raises `Unavailable` naming ``option``, which gave the path, and the path.
     """
-    with _explained(path):
+    with _explained(path, option):
         target, data = _target(path), content.encode() if isinstance(content, str) else content
         if _is_special(target):
             with target.open("wb") as file:
@@ -26,9 +26,9 @@ def write(path: Path, content: str | bytes) -> None:
         _replace(target, data)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "--output") -> None:
     """Raise `Unavailable` when `write` could not write ``path``; leaves nothing behind. Call before long work."""
-    with _explained(path):
+    with _explained(path, option):
         target = _target(path)
         if target.is_dir():
             raise IsADirectoryError(None, "it is a directory", str(path))
@@ -83,8 +83,8 @@ def _sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path, option: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
-        raise Unavailable(f"--output {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise Unavailable(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -154,7 +154,7 @@ def _check_plot(plot: Path) -> None:
     if plot.suffix.lower() not in (".svg", ".png"):
         raise Refusal(f"--plot {plot}: a picture is a file.svg or a file.png")
     check_matplotlib()
-    check_writable(plot)
+    check_writable(plot, "--plot")
 
 
 def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) -> Status:
@@ -164,7 +164,7 @@ def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) ->
         from profiles.race_plot import render
         from stones_cli import atomic
 
-        atomic.write(plot, render(record, plot.suffix.lower().removeprefix(".")))
+        atomic.write(plot, render(record, plot.suffix.lower().removeprefix(".")), "--plot")
     if record["interrupted"]:
         deliver(trajectories(record), where, None)
         return Status.INTERRUPTED

@@ -27,7 +27,8 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
         yield Prose("", ("Interrupted: those that came to their end.",))
     if not entrants:
         return
-    ends = [name for name in entrants[0]["end"] or problem["measures"] if name != "step"]
+    longest = next((each["end"] for each in entrants if each["end"]), problem["measures"])
+    ends = [name for name in longest if name != "step"]
     rows = ((e["entrant"], *((e["end"] or {}).get(name) for name in ends), _verdict(e)) for e in entrants)
     yield table("At the end", ("entrant", *ends, ""), rows)
     measure = problem["measures"][0]
