@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from layers import formula
 from layers.card import Card, OptionError, OptionValue, Peer
-from layers.catalog import Stone, UnknownStone, stones, suggest
+from layers.catalog import Stone, UnknownStone, stones
 from profiles.clocks import Job
 from profiles.errors import Refusal, Unavailable, with_article
-from profiles.spelling import read
+from profiles.spelling import read_all
 from profiles.subject import Setup, Subject, subject
 from profiles.target import Foreign, Target, is_optimizer, options_of, resolve
 from profiles.timing import Comparison
@@ -196,17 +196,7 @@ def _works_on(card: Card | None) -> str:
 
 
 def _spelt(target: Target, text: str) -> dict[str, OptionValue]:
-    """Read ``name=value,name=value``; raises `OptionError` for an option or value that ``target`` does not have."""
-    options = {option.name: option for option in options_of(target)}
-    values = {}
-    for part in text.split(",") if text else ():
-        key, _, value = part.partition("=")
-        name = key.strip().replace("-", "_")
-        if name not in options:
-            near = suggest(name, options)
-            raise OptionError(f"{target.name} has no option {key!r}" + (f"; did you mean {near}?" if near else ""))
-        values[name] = read(options[name], value.strip())
-    return values
+    return read_all(target.name, options_of(target), text)
 
 
 def jobs(what: Case) -> list[Job]:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from layers.card import Option, OptionError, OptionValue
-from layers.catalog import Stone, suggest
+from layers.catalog import Stone
 from profiles.errors import Refusal, first_line
-from profiles.spelling import read
+from profiles.spelling import read_all
 from profiles.target import Foreign, Target, is_optimizer, options_of, resolve
 
 BETAS = ("beta1", "beta2")
@@ -102,18 +102,7 @@ def read_part(word: str) -> Part:
     head, colon, tail = word.strip().rpartition(":")
     name, spelt = (head, tail) if colon and "=" in tail else (word.strip(), "")
     target = resolve(name)
-    options = {option.name: option for option in _options(target)}
-    values = {}
-    for pair in spelt.split(",") if spelt else ():
-        key, _, value = pair.partition("=")
-        key = key.strip().replace("-", "_")
-        if key not in options:
-            near = suggest(key, options)
-            raise OptionError(f"{target.name} has no option {key!r}" + (f"; did you mean {near}?" if near else ""))
-        if key in values:
-            raise OptionError(f"{target.name}: {key} is given twice", key)
-        values[key] = read(options[key], value.strip())
-    return Part(target, values)
+    return Part(target, read_all(target.name, _options(target), spelt))
 
 
 def _options(target: Target) -> tuple[Option, ...]:

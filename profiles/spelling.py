@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from layers.card import Option, OptionValue
+from layers.card import Option, OptionError, OptionValue
+from layers.catalog import suggest
 
 MOST_DIGITS = 18
 
@@ -15,6 +17,25 @@ def read(option: Option, text: str) -> OptionValue:
     if option.optional and text.lower() == "none":
         return None
     return option.check(_axes(text) if option.axes else _as(option.type, text))
+
+
+def read_all(name: str, options: Iterable[Option], text: str) -> dict[str, OptionValue]:
+    """Return ``option=value,option=value`` as checked values of the ``options`` of what is called ``name``.
+
+    Raises OptionError for an option that there is not, one that is given twice, or a refused value.
+    """
+    known = {option.name: option for option in options}
+    values: dict[str, OptionValue] = {}
+    for pair in text.split(",") if text else ():
+        key, _, value = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if key not in known:
+            near = suggest(key, known)
+            raise OptionError(f"{name} has no option {key!r}" + (f"; did you mean {near}?" if near else ""))
+        if key in values:
+            raise OptionError(f"{name}: {key} is given twice", key)
+        values[key] = read(known[key], value.strip())
+    return values
 
 
 def _axes(text: str) -> OptionValue:
