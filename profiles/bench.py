@@ -8,27 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profiles import allocator
-from profiles.cases import COPY, Case, jobs
+from profiles.cases import COPY, Case
 from profiles.cautions import Warned, about_card, about_machine
-from profiles.clocks import WALL, Clock, Job, clock_for
+from profiles.clocks import WALL, Clock, Job, check_clock, clock_for
 from profiles.environment import cores, environment, load
 from profiles.errors import Refusal
 from profiles.intervals import Interval, Verdict
+from profiles.jobs import jobs
 from profiles.skips import Skipped, Skips
 from profiles.subject import check_environment
+from profiles.threads import using_threads
 from profiles.timing import LEAST_ROUNDS, Plan, Ratio, Timing, summary
+from profiles.variants import sweep_of
+
+if TYPE_CHECKING:
+    from profiles.workspace import Allocated
 
 SCHEMA = "stones.bench/1"
-MOST_THREADS = 1024
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What to measure and how: the cases, a plan for each, torch's threads, the clock, the allocator, compilation.
+    """What to measure and how: the cases, a plan for each, the clock, the allocator.
 
     ``clock`` is wall or cpu (processor time of one thread); a CUDA device is timed by events. ``allocator`` is kept
     (freed memory is, so page faults are not timed) or system. With ``skips`` a case that is refused is left out and its
@@ -37,7 +42,6 @@ class Bench:
 
     cases: tuple[Case, ...]
     plan: Plan = field(default_factory=Plan)
-    threads: int = 1
     clock: str = WALL
     allocator: str = allocator.KEPT
     name: str = ""
@@ -45,14 +49,14 @@ class Bench:
     skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise Refusal(f"threads={self.threads} is out of range: it must be ≥ 1 and ≤ {MOST_THREADS}")
         if self.allocator not in allocator.ALLOCATORS:
             raise Refusal(f"allocator={self.allocator!r} is not one of {', '.join(allocator.ALLOCATORS)}")
         if not self.cases:
             raise Refusal("there is nothing to bench: name a stone")
         if len({case.subject.setup.device for case in self.cases}) > 1:
             raise Refusal("a bench runs on one device; these cases name several")
+        for case in self.cases:
+            check_clock(case.subject.setup.device, self.clock, case.threads)
 
 
 @dataclass(frozen=True)
@@ -70,29 +74,35 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
     KeyboardInterrupt ends it early: what was measured so far is returned, ``interrupted`` true. Raises `Refusal` when
     a layer refuses its input, `Unavailable` when device or memory are missing; other exceptions pass through. Where
     ``what`` skips, a case that is refused stands under ``skipped``, by name and reason, and only the last one raises.
+
+    A case that fails a binding gate is measured once more, in new rounds, and what these say counts: a failure is one
+    that was found twice. Its record has 2 ``attempts`` and the ratios of the first under ``earlier``.
     """
     device = what.cases[0].subject.setup.device
     skips = Skips(what.skips, [*what.skipped])
     cases = _fitting(what.cases, skips)
     kept = what.allocator == allocator.KEPT and allocator.keep_freed_memory()
-    machine = [warned.record() for warned in about_machine(what.threads, cores(), load(), what.clock)]
+    threads = max(case.threads for case in cases)
+    machine = [warned.record() for warned in about_machine(threads, cores(), load(), what.clock)]
     done: list[Record] = []
     interrupted = False
-    with _torch_as_it_was(what.threads, device):
+    with _torch_as_it_was(device):
         surroundings = environment(device, allocator.KEPT if kept else allocator.SYSTEM)
-        clock = clock_for(device, what.clock, what.threads)
+        clock = clock_for(device, what.clock)
         try:
             for number, case in enumerate(cases):
                 with skips.leaving_out(case.label):
                     _measure(case, what.plan, clock, done, _teller(progress, case, (number, len(cases)), done))
             skips.check(done)
+            _measure_failures_again(what.plan, clock, {_key(case): case for case in cases}, done, progress)
         except KeyboardInterrupt:
             interrupted = True
     return {
         "schema": SCHEMA,
         "profile": what.name or None,
         "environment": surroundings,
-        "plan": {**asdict(what.plan), "clock": clock.name, "cache": clock.cache, "threads": what.threads},
+        "plan": {**asdict(what.plan), "clock": clock.name, "cache": clock.cache},
+        "sweep": sweep_of(cases),
         "cases": done,
         "skipped": [asdict(skipped) for skipped in skips.found],
         "warnings": machine,
@@ -128,26 +138,55 @@ def _teller(
 def _measure(case: Case, plan: Plan, clock: Clock, done: list[Record], tell: Callable[[float], None]) -> None:
     """Append the record of ``case`` to ``done``, also when interrupted after enough rounds."""
     tell(0.0)
-    timing = Timing(jobs(case), case.comparisons, plan, clock)
-    beside = {job.name: _workspace(job, case.subject.setup.device) for job in timing.jobs}
-    try:
-        timing.run(tell)
-    finally:
-        if len(timing.rounds) >= LEAST_ROUNDS:
-            done.append(record(case, timing, beside))
+    with using_threads(case.threads):
+        timing = Timing(jobs(case), case.comparisons, plan, clock)
+        memory = {job.name: _memory(job, case.subject.setup.device) for job in timing.jobs}
+        try:
+            timing.run(tell)
+        finally:
+            if len(timing.rounds) >= LEAST_ROUNDS:
+                done.append(record(case, timing, memory))
 
 
-def _workspace(job: Job, device: str) -> int:
-    """Return the most bytes that a call of ``job`` allocates at once beside what it returns and keeps."""
-    from profiles.workspace import workspace
+def _measure_failures_again(
+    plan: Plan,
+    clock: Clock,
+    cases: Mapping[tuple[str, str], Case],
+    done: list[Record],
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    """Put new records in the place of those that fail a binding gate."""
+    for index, first in enumerate(done):
+        if worst([first]) != Verdict.FAIL:
+            continue
+        case, second = cases[first["name"], first["direction"]], list[Record]()
+
+        def tell(fraction: float, case: Case = case) -> None:
+            if progress is not None:
+                progress(Progress(f"{case.label} {case.direction}, once more", 1.0, done))
+
+        try:
+            _measure(case, plan, clock, second, tell)
+        finally:
+            if second:
+                done[index] = {**second[0], "attempts": 2, "earlier": first["ratios"]}
+
+
+def _key(case: Case) -> tuple[str, str]:
+    return case.label, case.direction
+
+
+def _memory(job: Job, device: str) -> Allocated:
+    """Return the bytes that one call of ``job`` allocates."""
+    from profiles.workspace import allocated
 
     if job.prepare is not None:
         job.prepare()
-    return workspace(job.run, device)
+    return allocated(job.run, device)
 
 
-def record(case: Case, timing: Timing, workspaces: Mapping[str, int]) -> Record:
-    """Return what ``timing`` says of ``case``: candidates, ratios, warnings; ``workspaces`` are bytes by job."""
+def record(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> Record:
+    """Return what ``timing`` says of ``case``: candidates, ratios, warnings; ``memory`` is what a call allocates."""
     setup = case.subject.setup
     verdicts = [_ratio(case, index, timing) for index in range(len(case.comparisons))]
     return {
@@ -158,8 +197,12 @@ def record(case: Case, timing: Timing, workspaces: Mapping[str, int]) -> Record:
         "mode": "train" if setup.train else "eval",
         "input": {"shape": list(setup.shape), "dtype": setup.dtype, "memory_format": setup.memory_format},
         "compiled": case.compile,
-        "candidates": [{**row, "workspace_bytes": workspaces[row["name"]]} for row in _candidates(case, timing)],
+        "threads": case.threads,
+        "at": None if case.point is None else asdict(case.point),
+        "candidates": _candidates(case, timing, memory),
         "ratios": verdicts,
+        "attempts": 1,
+        "earlier": [],
         "warnings": [warned.record() for warned in (*_cautions(case), *timing.warnings())],
         "rounds": len(timing.rounds),
         "repeated_blocks": timing.repeated,
@@ -168,10 +211,11 @@ def record(case: Case, timing: Timing, workspaces: Mapping[str, int]) -> Record:
     }
 
 
-def _candidates(case: Case, timing: Timing) -> list[Record]:
+def _candidates(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> list[Record]:
     """One row per job: times in milliseconds, multiple of the copy, GB/s on the byte floor, GFLOP/s, raw samples.
 
-    `record` adds ``workspace_bytes``, what one call allocated at once beside what it returned and kept.
+    ``peak_bytes`` is the most that one call had allocated at once, ``workspace_bytes`` that beside what it returned and
+    kept; ``compile_s`` what torch.compile took.
     """
     setup = case.subject.setup
     copied = 2 * setup.elements * setup.itemsize
@@ -196,6 +240,9 @@ def _candidates(case: Case, timing: Timing) -> list[Record]:
                 "of_copy_bandwidth": None if moved is None else _digits(moved / took / (copied / copy)),
                 "images_per_s": _digits(setup.shape[0] / took) if case.subject.on_images else None,
                 "gflop_per_s": None if flops is None else _digits(flops / took / 1e9),
+                "workspace_bytes": memory[job.name].workspace,
+                "peak_bytes": memory[job.name].peak,
+                "compile_s": None if job.compile_seconds is None else _digits(job.compile_seconds),
                 "calls": timing.calls[job.name],
                 "samples_ns": [round(s * 1e9) for s in seconds],
             }
@@ -259,19 +306,14 @@ def _digits(value: float) -> float:
 
 
 @contextmanager
-def _torch_as_it_was(threads: int, device: str) -> Iterator[None]:
-    """Set torch's threads, gradient mode, device and random state for the block, and put them back."""
+def _torch_as_it_was(device: str) -> Iterator[None]:
+    """Set torch's gradient mode, device and random state for the block, and put them back."""
     import torch
 
-    before = torch.get_num_threads()
     cuda = device.startswith("cuda")
-    torch.set_num_threads(threads)
-    try:
-        with (
-            torch.enable_grad(),
-            torch.cuda.device(device) if cuda else nullcontext(),
-            torch.random.fork_rng(devices=[device] if cuda else []),
-        ):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with (
+        torch.enable_grad(),
+        torch.cuda.device(device) if cuda else nullcontext(),
+        torch.random.fork_rng(devices=[device] if cuda else []),
+    ):
+        yield

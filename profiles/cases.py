@@ -9,23 +9,20 @@ gradient, and adds them to nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layers import formula
 from layers.card import Card, OptionError, OptionValue, Peer
 from layers.catalog import Stone, UnknownStone, stones
-from profiles.clocks import Job
-from profiles.errors import Refusal, Unavailable, with_article
+from profiles.errors import Refusal
 from profiles.spelling import read_all
-from profiles.subject import Setup, Subject, subject
+from profiles.subject import Subject, subject
 from profiles.target import Foreign, Target, is_optimizer, options_of, resolve
+from profiles.threads import MOST_THREADS
 from profiles.timing import Comparison
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
 
 DIRECTIONS = ("forward", "backward", "forward+backward")
 COPY, PEER = "copy", "peer"
@@ -42,10 +39,19 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Point:
+    """A place on a sweep: the ``value`` that an axis of the input, or an option, has there."""
+
+    axis: str
+    value: OptionValue
+
+
+@dataclass(frozen=True)
 class Case:
     """One stone in one direction under the name ``label``, beside ``references``; made by `case`.
 
-    A reference is a subject, or None where it is to be looked up by its name; the copy is always there.
+    A reference is a subject, or None where it is to be looked up by its name; the copy is always there. torch uses so
+    many ``threads``. ``point`` is where on a sweep the case lies, if it is part of one.
     """
 
     label: str
@@ -54,6 +60,12 @@ class Case:
     references: Mapping[str, Subject | None] = field(default_factory=dict)
     gates: tuple[Gate, ...] = ()
     compile: bool = False
+    threads: int = 1
+    point: Point | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= MOST_THREADS:
+            raise Refusal(f"threads={self.threads} is out of range: it must be ≥ 1 and ≤ {MOST_THREADS}")
 
     def role(self, name: str) -> str:
         """Return what the job ``name`` is: the stone, the copy, a reference, or a yardstick, which computes other."""
@@ -95,6 +107,8 @@ def case(
     label: str = "",
     others: Mapping[str, Subject] | None = None,
     compile: bool = False,
+    threads: int = 1,
+    point: Point | None = None,
 ) -> Case:
     """Return the case of ``what`` in ``direction`` beside the references ``vs`` and those that ``gates`` name.
 
@@ -116,7 +130,7 @@ def case(
     known = others or {}
     references = {name: known.get(name) or _early(what, name) for name in real.values() if name != COPY}
     named = tuple(replace(gate, vs=real[gate.vs]) for gate in gates)
-    return Case(label, what, direction, references, named, compile)
+    return Case(label, what, direction, references, named, compile, threads, point)
 
 
 def _early(what: Subject, name: str) -> Subject | None:
@@ -197,97 +211,3 @@ def _works_on(card: Card | None) -> str:
 
 def _spelt(target: Target, text: str) -> dict[str, OptionValue]:
     return read_all(target.name, options_of(target), text)
-
-
-def jobs(what: Case) -> list[Job]:
-    """Build everything that ``what`` names, run each once, and return the jobs: stone, references, copy.
-
-    All share one input. Raises `Refusal` when a layer refuses it or has no gradient to give, `Unavailable` when
-    torch.compile fails.
-    """
-    import torch
-
-    learns = what.subject.setup.train or what.direction != "forward"
-    x = what.subject.input(requires_grad=learns)
-    made = []
-    for name, found in {what.label: what.subject, **what.references}.items():
-        layer = _Layer(found or reference(what.subject, name), x, what.compile)
-        made.append(layer.job(name, what.direction))
-    source, sink = x.detach(), torch.empty_like(x.detach())
-    return [*made, Job(COPY, lambda: sink.copy_(source))]
-
-
-class _Layer:
-    """A built layer, its input, and the upstream gradient of its output."""
-
-    def __init__(self, what: Subject, x: Tensor, compile: bool) -> None:
-        import torch
-
-        self.what, self.x = what, x
-        self.module: Callable[[Tensor], Any] = what.build().requires_grad_(x.requires_grad)
-        self.parameters = [p for p in _parameters(self.module) if p.requires_grad]
-        self.y: Tensor | None = what.run(self.module, x)
-        self.has_gradient = self.y.requires_grad
-        self.gradient = torch.empty_like(self.y, dtype=self.y.dtype if self.has_gradient else torch.float32)
-        self.gradient.normal_(generator=_generator(what.setup))
-        self.y = None
-        if compile:
-            self.module = _compiled(self.module, x, what.name)
-
-    def job(self, name: str, direction: str) -> Job:
-        """Return the job of ``direction``."""
-        if direction == "forward":
-            return Job(name, lambda: self.module(self.x))
-        if not self.what.has_backward:
-            raise Refusal(f"{self.what.name} has no {direction}: {with_article(self.what.role)} is not differentiated")
-        if not self.has_gradient:
-            raise Refusal(f"{self.what.name} has no {direction}: its output depends on its input by no gradient")
-        with self.what.refusing("fails in its backward"):
-            self.both()
-            self.both()  # a layer that keeps a graph from its making fails the second time
-        if direction == "backward":
-            return Job(name, self.backward, self.forward)
-        return Job(name, self.both)
-
-    def forward(self) -> None:
-        """Make a fresh graph; the old one is dropped first."""
-        self.y = None
-        self.y = _first(self.module(self.x))
-
-    def backward(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of input and parameters, consuming the graph of `forward`."""
-        import torch
-
-        assert self.y is not None
-        inputs = [self.x, *self.parameters]
-        return torch.autograd.grad(self.y, inputs, self.gradient, allow_unused=True)
-
-    def both(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of a fresh graph."""
-        self.forward()
-        return self.backward()
-
-
-def _parameters(module: Any) -> list[nn.Parameter]:
-    return list(module.parameters())
-
-
-def _first(y: Any) -> Any:
-    return y[0] if isinstance(y, (tuple, list)) else y
-
-
-def _generator(setup: Setup) -> Any:
-    import torch
-
-    return torch.Generator(setup.device).manual_seed(setup.seed + 2)
-
-
-def _compiled(module: Any, x: Tensor, name: str) -> Callable[[Tensor], Any]:
-    import torch
-
-    compiled: Callable[[Tensor], Any] = torch.compile(module)
-    try:
-        compiled(x)
-    except Exception as error:  # whatever the compiler raises
-        raise Unavailable(f"torch.compile fails on {name}: {str(error).strip().partition(chr(10))[0]}") from error
-    return compiled

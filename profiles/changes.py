@@ -21,8 +21,9 @@ CIRCUMSTANCES = ("environment", "plan", "profile", "interrupted", "budget")
 IGNORED = {
     "samples_ns", "ms", "ms_ci95", "iqr_ms", "min_ms", "copies", "gb_per_s", "of_copy_bandwidth", "images_per_s",
     "gflop_per_s", "calls", "rounds", "repeated_blocks", "seconds", "settled", "warnings", "ratio", "ratio_ci95",
-    "noise_floor", "deviation", "within", "counterexample", "reason", "checks", "expectations",
-    "points", "differing", "false_alarms", "noise_floor_median", "drift", "place", *CIRCUMSTANCES,
+    "noise_floor", "attempts", "earlier", "compile_s", "deviation", "within", "counterexample", "reason",
+    "checks", "expectations", "points", "differing", "false_alarms", "noise_floor_median", "drift", "place",
+    *CIRCUMSTANCES,
 }  # fmt: skip
 # Listed, but no reason to fail: words, and what a computation came to.
 UNBINDING = {

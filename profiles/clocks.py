@@ -18,11 +18,15 @@ _FLUSH_BYTES = 256 * 2**20  # several times the level-2 cache of any device on s
 
 @dataclass(frozen=True)
 class Job:
-    """Something to time: ``run``, called again and again; ``prepare`` goes before each call, off the clock."""
+    """Something to time: ``run``, called again and again; ``prepare`` goes before each call, off the clock.
+
+    ``compile_seconds`` is what was spent on its making by torch.compile, None where that was not asked for.
+    """
 
     name: str
     run: Callable[[], object]
     prepare: Callable[[], object] | None = None
+    compile_seconds: float | None = None
 
 
 class Clock(Protocol):
@@ -128,13 +132,20 @@ class EventClock:
         return float(sum(start.elapsed_time(end) for start, end in pairs)) / 1e3
 
 
-def clock_for(device: str, name: str = WALL, threads: int = 1) -> Clock:
-    """Return the clock ``name`` (wall, or cpu: processor time of one thread); on a CUDA device, events."""
+def check_clock(device: str, name: str = WALL, threads: int = 1) -> None:
+    """Raise `Refusal` unless the clock ``name`` sees all that ``threads`` do on ``device``."""
     if name not in CLOCKS:
         raise Refusal(f"clock={name!r} is not one of {', '.join(CLOCKS)}")
+    if name == CPU and device.startswith("cuda"):
+        raise Refusal(f"clock=cpu does not see what {device} does: take clock=wall, which there means CUDA events")
+    if name == CPU and threads != 1:
+        raise Refusal(f"clock=cpu counts the time of one thread, threads={threads}: give threads=1 or clock=wall")
+
+
+def clock_for(device: str, name: str = WALL, threads: int = 1) -> Clock:
+    """Return the clock ``name`` (wall, or cpu: processor time of one thread); on a CUDA device, events."""
+    check_clock(device, name, threads)
     if device.startswith("cuda"):
-        if name == CPU:
-            raise Refusal(f"clock=cpu does not see what {device} does: take clock=wall, which there means CUDA events")
         import torch
 
         dirt = torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device)
@@ -143,8 +154,4 @@ def clock_for(device: str, name: str = WALL, threads: int = 1) -> Clock:
             return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
         return EventClock(event, dirt.zero_, lambda: torch.cuda.synchronize(device))
-    if name == CPU:
-        if threads != 1:
-            raise Refusal(f"clock=cpu counts the time of one thread, threads={threads}: give threads=1 or clock=wall")
-        return HostClock(CPU, time.thread_time)
-    return HostClock()
+    return HostClock(CPU, time.thread_time) if name == CPU else HostClock()

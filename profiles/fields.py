@@ -80,9 +80,9 @@ class Fields:
             self.refuse(key, f"{shown(value)} is not {'an integer' if kind is int else 'a number'}{hint}")
         return value
 
-    def flag(self, key: str) -> bool:
-        """Return the truth value under ``key``, False when it is missing."""
-        value = self.child(key).value if key in self else False
+    def flag(self, key: str, default: bool = False) -> bool:
+        """Return the truth value under ``key``, ``default`` when it is missing."""
+        value = self.child(key).value if key in self else default
         if not isinstance(value, bool):
             self.refuse(key, f"{shown(value)} is not true or false")
         return bool(value)

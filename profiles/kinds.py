@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 from layers import catalog
 from layers.card import OptionValue
 from layers.catalog import KINDS, Stone
 from profiles.bench import Bench
-from profiles.cases import Case, Gate, case, check_timeable
+from profiles.cases import Case, Gate, check_timeable
 from profiles.errors import Refusal
 from profiles.skips import Skips
-from profiles.subject import Setup, subject
+from profiles.variants import Variant, case_of
 
 
 def stones_of(kind: str) -> list[Stone]:
@@ -29,25 +30,26 @@ def timeable(kind: str) -> list[Stone]:
 def bench_of(
     kind: str,
     options: Mapping[str, OptionValue],
-    setup: Callable[[Stone], Setup],
+    variants: Callable[[Stone], Sequence[Variant]],
     directions: Sequence[str] = ("forward",),
     *,
     vs: Sequence[str] | None = None,
     gates: Sequence[Gate] = (),
     compile: bool = False,
 ) -> Bench:
-    """Return the bench of every technique of ``kind`` with ``options``, under ``setup`` of it, in all ``directions``.
+    """Return the bench of every technique of ``kind`` with ``options``, in all ``variants`` and ``directions``.
 
     What cannot be timed, or refuses the options or the input, is left out and stands under ``skipped``, in the record
     too. The rest is that of `cases.case`. Raises `Refusal` when nothing is left.
     """
-    skips, cases = Skips(wanted=True), list[Case]()
+    skips, cases, found = Skips(wanted=True), list[Case](), list[tuple[Stone, Variant]]()
     for stone in stones_of(kind):
-        for direction in directions:
-            with skips.leaving_out(stone.name):
-                check_timeable(stone)
-                what = subject(stone, options, setup(stone))
-                cases.append(case(what, direction, vs=vs, gates=gates, compile=compile))
+        with skips.leaving_out(stone.name):
+            check_timeable(stone)
+            found += [(stone, variant) for variant in variants(stone)]
+    for (stone, variant), direction in product(found, directions):
+        with skips.leaving_out(stone.name):
+            cases.append(case_of(stone, options, variant, direction, vs=vs, gates=gates, compile=compile))
     skips.check(cases)
     if not cases:
         raise Refusal(f"there is no technique of the kind {kind} yet")

@@ -2,12 +2,12 @@
 
     schema: stones.profile/1
     defaults: {input: 8x64x32x32, dtype: float32, device: cpu, memory-format: contiguous, mode: train, seed: 0,
-               threads: 1}
+               threads: 1, compile: false}
     seconds: 3                  # per case; rounds: at most so many; precision: half width at which to stop
     directions: [forward, forward+backward]
     stones:
       - gn
-      - {stone: gn, name: gn-8, options: {groups: 8}, directions: [forward], input: 8x64x56x56}
+      - {stone: gn, name: gn-8, options: {groups: 8}, directions: [forward], input: 8x64x56x56, threads: 2}
     gates:
       - {of: gn, vs: peer, direction: forward, max-ratio: 1.1}
       - {of: gn, vs: copy, direction: forward, max-ratio: 6, advisory: true}
@@ -19,7 +19,7 @@ other class, because a file must not make code run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from layers import catalog
 from profiles.allocator import ALLOCATORS, KEPT
@@ -30,11 +30,13 @@ from profiles.document import Place, ProfileError, Value, built_in, opened
 from profiles.errors import Refusal
 from profiles.fields import CLASS_OF_TORCH, SETUP, Fields, check_schema, setup_of, stone_of, subject_of, text_of
 from profiles.subject import Setup, Subject
+from profiles.threads import MOST_THREADS
 from profiles.timing import Plan
 
 SCHEMA = "stones.profile/1"
 _PLAN = {"seconds": float, "rounds": int, "block": float, "precision": float}
-_RUN = ("schema", "defaults", "clock", "allocator", "compile", "directions", "stones", "gates", *_PLAN)
+_RUN = ("schema", "defaults", "clock", "allocator", "directions", "stones", "gates", *_PLAN)
+_RUNNING = ("threads", "compile")  # of an entry, beside its setup
 
 
 def load(name: str) -> Bench:
@@ -50,14 +52,13 @@ def parse(document: Value, name: str = "") -> Bench:
     check_schema(document, SCHEMA)
     top = Fields(document, _RUN)
     plan = {key: top.number(key, kind) for key, kind in _PLAN.items() if key in top}
-    defaults = Fields(top.child("defaults"), (*SETUP, "threads"))
+    defaults = Fields(top.child("defaults"), (*SETUP, *_RUNNING))
     setup = setup_of(defaults, Setup())
-    entries = _entries(top, setup)
+    entries = _entries(top, setup, _running(defaults, 1, False))
     try:
         return Bench(
             cases=_cases(top, entries),
             plan=Plan(**plan, seed=setup.seed),
-            threads=defaults.number("threads", int, 1),
             clock=top.text("clock", WALL, among=CLOCKS),
             allocator=top.text("allocator", KEPT, among=ALLOCATORS),
             name=name,
@@ -75,26 +76,36 @@ class _Entry:
 
     subject: Subject
     directions: tuple[str, ...]
+    threads: int
+    compile: bool
     place: Value
 
 
-def _entries(top: Fields, setup: Setup) -> dict[str, _Entry]:
+def _entries(top: Fields, setup: Setup, running: tuple[int, bool]) -> dict[str, _Entry]:
     """Return the stones by name."""
     usual = _directions(top, ("forward",))
     entries: dict[str, _Entry] = {}
     for node in top.items("stones"):
         if isinstance(node.value, str):
             node = Value({"stone": node}, node.place, node.path)
-        fields = Fields(node, ("stone", "name", "options", "directions", *SETUP))
+        fields = Fields(node, ("stone", "name", "options", "directions", *SETUP, *_RUNNING))
         stone = fields.text("stone", required=True)
         name = fields.text("name", stone)
         if name in entries or name in (COPY, PEER):
             node.refuse(f"the name {name!r} is taken: give this one another, by the key name")
         made = subject_of(fields, stone_of(fields.child("stone")), setup_of(fields, setup))
-        entries[name] = _Entry(made, _directions(fields, usual), node)
+        entries[name] = _Entry(made, _directions(fields, usual), *_running(fields, *running), node)
     if not entries:
         top.refuse("stones", "there is nothing to bench: list stones")
     return entries
+
+
+def _running(fields: Fields, usual: int, compile: bool) -> tuple[int, bool]:
+    """Return the number of threads, and whether to compile."""
+    threads = fields.number("threads", int, usual)
+    if not 1 <= threads <= MOST_THREADS:
+        fields.refuse("threads", f"{threads} is out of range: it must be ≥ 1 and ≤ {MOST_THREADS}")
+    return threads, fields.flag("compile", compile)
 
 
 def _directions(fields: Fields, usual: tuple[str, ...]) -> tuple[str, ...]:
@@ -107,13 +118,14 @@ def _cases(top: Fields, entries: Mapping[str, _Entry]) -> tuple[Case, ...]:
     for node in top.items("gates"):
         of, direction, gate = _gate(node, entries)
         gates.setdefault((of, direction), []).append(gate)
-    compiled, found = top.flag("compile"), []
+    found = []
     subjects = {name: entry.subject for name, entry in entries.items()}
     for name, entry in entries.items():
         for direction in entry.directions:
             bars = gates.get((name, direction), [])
             try:
-                found.append(case(entry.subject, direction, gates=bars, label=name, others=subjects, compile=compiled))
+                made = case(entry.subject, direction, gates=bars, label=name, others=subjects)
+                found.append(replace(made, threads=entry.threads, compile=entry.compile))
             except Refusal as error:
                 entry.place.refuse(str(error))
     return tuple(found)

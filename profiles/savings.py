@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from profiles.cases import case, jobs, peer_name, peer_of, reference
+from profiles.cases import case, peer_name, peer_of, reference
 from profiles.clocks import CPU, WALL, clock_for
 from profiles.errors import Refusal
+from profiles.jobs import jobs
 from profiles.subject import Subject
 from profiles.threads import using_threads
 from profiles.timing import Comparison, Plan, Timing

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MOST_THREADS = 1024
+
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:

@@ -9,17 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._C import _profiler
 
 
-def workspace(work: Callable[[], Any], device: str = "cpu") -> int:
-    """Run ``work`` once and return its peak of allocated bytes less those that are still alive when it returns.
+class Allocated(NamedTuple):
+    """Bytes beyond those from before: the ``peak`` of what was alive at once, and what is ``left`` when all is done."""
 
-    What is alive then is its result, and what it keeps. Memory from before does not count, freed or not.
-    """
+    peak: int
+    left: int
+
+    @property
+    def workspace(self) -> int:
+        """The peak less what is left, which is the result, and what is kept for the backward."""
+        return max(0, self.peak - max(0, self.left))
+
+
+def workspace(work: Callable[[], Any], device: str = "cpu") -> int:
+    """Run ``work`` once and return its peak of allocated bytes less those that are still alive when it returns."""
+    return allocated(work, device).workspace
+
+
+def allocated(work: Callable[[], Any], device: str = "cpu") -> Allocated:
+    """Run ``work`` once and return the bytes that it allocated. Memory from before does not count, freed or not."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -28,9 +42,9 @@ def workspace(work: Callable[[], Any], device: str = "cpu") -> int:
         torch.cuda.synchronize(device)
         after, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
         del left
-        return max(0, peak - max(before, after))
+        return Allocated(peak - before, after - before)
     deltas = _allocations(work)
-    return max(accumulate(deltas, initial=0)) - sum(deltas)
+    return Allocated(max(accumulate(deltas, initial=0)), sum(deltas))
 
 
 def _allocations(work: Callable[[], Any]) -> list[int]:

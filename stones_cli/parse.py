@@ -17,6 +17,8 @@ from layers import catalog
 from layers.card import Option, OptionError, OptionValue
 from profiles import spelling
 from profiles.errors import Refusal
+from profiles.sweep import Sweep
+from profiles.sweep import parse as read_sweep
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,32 @@ def whole(least: int, most: int = 2**63 - 1) -> Callable[[str | int], int]:
         return number
 
     return read
+
+
+class Several(tuple[Any, ...]):
+    """Values of one option, in a class of its own: to Typer a tuple is an option with as many arguments."""
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
+def several(read: Callable[[str], Any]) -> Callable[[str | Several], Several]:
+    """Return a function that reads values with commas between, each by ``read``, none of them twice."""
+
+    def read_all(text: str | Several) -> Several:
+        if isinstance(text, Several):
+            return text
+        found = Several(read(part.strip()) for part in text.split(","))
+        if len(set(found)) < len(found):
+            raise Refusal(f"{text!r} has a value twice")
+        return found
+
+    return read_all
+
+
+def sweep(text: str | Sweep) -> Sweep:
+    """Read ``N=1,8,64``."""
+    return read_sweep(text) if isinstance(text, str) else text
 
 
 def positive(text: str | float) -> float:

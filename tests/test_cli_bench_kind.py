@@ -18,6 +18,7 @@ from profiles.kinds import bench_of, stones_of, timeable
 from profiles.subject import Setup, Subject, subject
 from profiles.target import Foreign
 from profiles.timing import Plan
+from profiles.variants import Variant
 from stones_cli.options import in_common
 from stones_cli.report.bench import report
 from stones_cli.report.terminal import drawn
@@ -90,7 +91,7 @@ def test_a_refusal_while_running_leaves_out_one_of_a_kind_and_ends_what_was_name
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if stones_of(kind)])
 def test_every_technique_of_a_kind_is_a_case_or_left_out_with_a_reason(kind):
-    made = bench_of(kind, {}, lambda s: Setup(shape=(32, 3 if kind == "augment" else 32, 12, 12)))
+    made = bench_of(kind, {}, lambda s: [Variant(Setup(shape=(32, 3 if kind == "augment" else 32, 12, 12)))])
     timed, left_out = {c.label for c in made.cases}, {skipped.name for skipped in made.skipped}
 
     assert timed | left_out == {s.name for s in stones_of(kind)}
@@ -101,13 +102,13 @@ def test_every_technique_of_a_kind_is_a_case_or_left_out_with_a_reason(kind):
 
 
 def test_options_of_a_kind_leave_out_whom_they_do_not_suit():
-    made = bench_of("norm", {"eps": 0.0}, lambda s: Setup(shape=(4, 32, 3, 3)))
+    made = bench_of("norm", {"eps": 0.0}, lambda s: [Variant(Setup(shape=(4, 32, 3, 3)))])
     reasons = {skipped.name: skipped.reason for skipped in made.skipped}
 
     assert "actnorm" in {c.label for c in made.cases}
     assert reasons["bn"].startswith("eps=0.0 is out of range")
     with pytest.raises(Refusal, match="kind='nrom' is not one of norm"):
-        bench_of("nrom", {}, lambda s: SMALL)
+        bench_of("nrom", {}, lambda s: [Variant(SMALL)])
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ WRONG = {
     "bench gn --rounds 2": "rounds=2",
     "bench gn --budget 0": "number > 0",
     "bench gn --budget inf": "number > 0",
-    "bench gn --threads 0": "integer ≥ 1",
+    "bench gn --threads 0": "integer from 1 to 1024",
     "bench gn --max-ratio nan": "number > 0",
     "bench gn --profile quick --vs copy": "--vs",
     "bench --backward": "--backward",

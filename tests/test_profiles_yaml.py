@@ -19,14 +19,14 @@ from profiles.loading import SCHEMA, built_in, load, parse
 HEAD = f"schema: {SCHEMA}\n"
 GOOD = f"""\
 schema: {SCHEMA}
-defaults: {{input: 8x64x8x8, dtype: float64, memory-format: channels_last, mode: eval, threads: 2, seed: 7}}
+defaults: {{input: 8x64x8x8, dtype: float64, memory-format: channels_last, mode: eval, threads: 2,
+           compile: false, seed: 7}}
 seconds: 2
 rounds: 30
 block: 1.0e-3
 precision: 0.1
 clock: wall
 allocator: system
-compile: false
 directions: [forward]
 stones:
   - bn
@@ -78,7 +78,7 @@ def test_what_is_written_is_what_is_benched(tmp_path):
         setup = case.subject.setup
         assert (setup.dtype, setup.memory_format, setup.train, setup.seed) == ("float64", "channels_last", False, 7)
     assert forward.subject.options["groups"] == 8
-    assert (bench.threads, bench.allocator, bench.clock) == (2, "system", "wall")
+    assert (bench.cases[0].threads, bench.allocator, bench.clock) == (2, "system", "wall")
     assert (bench.plan.seconds, bench.plan.rounds, bench.plan.block, bench.plan.seed) == (2, 30, 1e-3, 7)
     assert [(g.vs, g.max_ratio, g.advisory) for g in bn.gates] == [("gn-8", 2, False)]
     assert bn.references["gn-8"] == forward.subject
@@ -118,8 +118,8 @@ def test_reading_profiles_does_not_import_torch():
         (HEAD + "stones: [gn]\nseconds: 0\n", "3:1", "out of range"),
         (HEAD + "stones: [gn]\nrounds: 2.5\n", "3:1", "2.5 is not an integer"),
         (HEAD + "stones: [gn]\nrounds: true\n", "3:1", "True is not an integer"),
-        (HEAD + "stones: [gn]\ncompile: 1\n", "3:1", "1 is not true or false"),
-        (HEAD + "stones: [gn]\ndefaults: {threads: 0}\n", "3:12", "threads=0 is out of range"),
+        (HEAD + "stones: [gn]\ndefaults: {compile: 1}\n", "3:12", "1 is not true or false"),
+        (HEAD + "stones: [gn]\ndefaults: {threads: 0}\n", "3:12", "0 is out of range: it must be ≥ 1"),
         (HEAD + "stones: [gn]\ndefaults: {seed: -1}\n", "3:12", "out of range"),
         (HEAD + "stones: [gn]\ndefaults: {dtype: float31}\n", "3:12", "did you mean float32?"),
         (HEAD + "stones: [gn]\ndefaults: {input: 8x64xx2}\n", "3:12", "such as 8x64x32x32"),
@@ -137,7 +137,7 @@ def test_reading_profiles_does_not_import_torch():
         ),
         (HEAD + "stones: ['os:system']\n", "2:10", "no stone is called"),
         (HEAD + "stones: [bn-only]\n", "2:10", "transforms a model"),
-        (HEAD + "stones: [gn]\ncompile: !!bool x\n", "3:10", "'x' is no bool"),
+        (HEAD + "stones: [gn]\ndefaults: {compile: !!bool x}\n", "3:21", "'x' is no bool"),
         (HEAD + "stones: [gn]\nrounds: 0x" + "f" * 5000, "3:9", "beyond all use"),
         (HEAD + "stones: [{stone: gn, options: {eps: 1" + "0" * 400 + "}}]\n", "2:37", "beyond all use"),
         (HEAD + "stones: [{stone: gn, options: {groups: [1]}}]\n", "2:32", "a list is no value"),

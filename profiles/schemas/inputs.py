@@ -30,6 +30,7 @@ from profiles.schemas.vocabulary import (
     word,
 )
 from profiles.subject import DTYPES, MEMORY_FORMATS
+from profiles.threads import MOST_THREADS
 from profiles.transformations import PROPERTIES
 
 _STONE = about(any_of(word(*stones()), STRING), "a name from `stones list`; case and _ for - are forgiven")
@@ -72,19 +73,19 @@ _GATE = {
     "max_ratio": _RATIO,
     "advisory": about(BOOLEAN, "whether it only warns"),
 }
-_ENTRY = {"stone": _STONE, "name": STRING, "options": OPTIONS, "directions": _DIRECTIONS, **_SETUP}
+_RUNNING = {"threads": {"type": "integer", "minimum": 1, "maximum": MOST_THREADS}, "compile": BOOLEAN}
+_ENTRY = {"stone": _STONE, "name": STRING, "options": OPTIONS, "directions": _DIRECTIONS, **_SETUP, **_RUNNING}
 PROFILE = _profile(
     "profile",
     "A bench as a YAML file, for `stones bench --profile` and `stones run`: stones, and gates on their times.",
     {
-        "defaults": _mapping({**_SETUP, "threads": {"type": "integer", "minimum": 1}}),
+        "defaults": _mapping({**_SETUP, **_RUNNING}),
         "seconds": about({"type": "number", "exclusiveMinimum": 0}, "for each case"),
         "rounds": about({"type": "integer", "minimum": 1}, "at most"),
         "block": about({"type": "number", "exclusiveMinimum": 0}, "least seconds of a sample"),
         "precision": about({"type": "number", "exclusiveMinimum": 0}, "half width at which to stop"),
         "clock": word(*CLOCKS),
         "allocator": word(*ALLOCATORS),
-        "compile": BOOLEAN,
         "directions": _DIRECTIONS,
         "stones": array(any_of(_STONE, _mapping(_ENTRY, ["stone"])), minItems=1),
         "gates": array(_mapping(_GATE, ["of", "vs", "max_ratio"])),

@@ -60,7 +60,9 @@ _CANDIDATE = {
     "gflop_per_s": about(nullable(NUMBER), "of the definition"),
     "calls": about(COUNT, "in each sample"),
     "samples_ns": about(array(INTEGER), "per call, a sample a round"),
-    "workspace_bytes": COUNT,
+    "workspace_bytes": about(COUNT, "allocated at once by a call, beside what it returns and keeps"),
+    "peak_bytes": about(COUNT, "allocated at once by a call"),
+    "compile_s": about(nullable(NUMBER), "what torch.compile took; null where it was not asked for"),
 }
 _RATIO = {
     "of": STRING,
@@ -81,8 +83,12 @@ _CASE = record(
         "mode": MODE,
         "input": record({"shape": SHAPE, "dtype": STRING, "memory_format": STRING}),
         "compiled": BOOLEAN,
+        "threads": COUNT,
+        "at": about(nullable(record({"axis": STRING, "value": {}})), "the point of the sweep"),
         "candidates": array(record(_CANDIDATE)),
         "ratios": array(record(_RATIO)),
+        "attempts": about(COUNT, "2 where a binding gate failed at first"),
+        "earlier": about(array(record(_RATIO)), "what the first attempt found"),
         "warnings": _WARNINGS,
         "rounds": COUNT,
         "repeated_blocks": COUNT,
@@ -98,12 +104,12 @@ _PLAN = {
     "seed": INTEGER,
     "clock": STRING,
     "cache": nullable(STRING),
-    "threads": COUNT,
 }
 _BENCH = {
     "profile": nullable(STRING),
     "environment": ENVIRONMENT,
     "plan": record(_PLAN),
+    "sweep": nullable(record({"axis": STRING, "values": array({})})),
     "cases": array(_CASE),
     "skipped": array(record({"name": STRING, "reason": STRING})),
     "warnings": _WARNINGS,

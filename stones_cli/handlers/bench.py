@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from layers.catalog import KINDS
 from profiles import expect as expectations
 from profiles.errors import Refusal
-from profiles.subject import default_shape, subject
+from profiles.subject import Setup, default_shape
+from stones_cli import bench_options as options
 from stones_cli import common, parse
 from stones_cli.commands import given, named, was_given
 from stones_cli.failures import complain
 from stones_cli.handlers import import_torch, naming
-from stones_cli.options import complete_names
 from stones_cli.progress import Bar
 from stones_cli.report.emit import emit
 from stones_cli.status import Status
@@ -25,99 +25,35 @@ if TYPE_CHECKING:
 
     from profiles.bench import Bench, Progress
     from profiles.cases import Gate
-    from profiles.subject import Setup
     from profiles.target import Target
+    from profiles.variants import Variant
 
-TIMING, GATES = "Timing", "Gates"
 _OF_PROFILES = (
-    "shape", "dtype", "device", "memory_format", "train", "seed", "vs", "forward", "backward", "both", "max_ratio",
-    "compile_",
+    "shape", "dtypes", "device", "memory_formats", "train", "seed", "vs", "forward", "backward", "both", "max_ratio",
+    "compile_", "sweep",
 )  # fmt: skip
-
-
-Kind = Annotated[
-    str | None,
-    common.choice(
-        "--kind",
-        among=KINDS,
-        of="kind",
-        help=f"every technique of it that can be timed, instead of names: one of {', '.join(KINDS)}",
-        panel=TIMING,
-    ),
-]
-Vs = Annotated[
-    list[str] | None,
-    typer.Option(
-        parser=str,
-        metavar="<name>",
-        autocompletion=complete_names,
-        help="a reference: copy, peer (torch's layer, the default), a technique, one with options (svb:method=svd), "
-        "pkg.mod:Class; may be repeated",
-        rich_help_panel=TIMING,
-    ),
-]
-Forward = Annotated[bool, common.flag("--forward", help="time the forward (the default)", panel=TIMING)]
-Backward = Annotated[bool, common.flag("--backward", help="time the backward alone", panel=TIMING)]
-Both = Annotated[bool, common.flag("--both", help="time forward + backward", panel=TIMING)]
-Profile = Annotated[
-    str | None,
-    common.option(
-        "--profile",
-        read=str,
-        of="name|file.yaml",
-        help="what to measure, built in (quick, ci, gpu, speed) or from a file; techniques then choose among it",
-        panel=TIMING,
-        words=("quick", "ci", "gpu", "speed"),
-    ),
-]
-Rounds = Annotated[
-    int | None, common.option("--rounds", read=parse.whole(1), of="integer", help="at most so many", panel=TIMING)
-]
-Budget = Annotated[
-    float | None, common.option("--budget", read=parse.positive, of="seconds", help="for each case", panel=TIMING)
-]
-Threads = Annotated[
-    int | None,
-    common.option("--threads", read=parse.whole(1), of="integer", help="of torch  [default: 1]", panel=TIMING),
-]
-Compile = Annotated[bool, common.flag("--compile", help="time the layers under torch.compile", panel=TIMING)]
-MaxRatio = Annotated[
-    float | None,
-    common.option(
-        "--max-ratio",
-        read=parse.positive,
-        of="number",
-        help="fail when a technique takes longer than this multiple of its reference",
-        panel=GATES,
-    ),
-]
-FailInconclusive = Annotated[
-    bool,
-    common.flag(
-        "--fail-inconclusive", help="exit with status 4 when the noise does not let a gate be judged", panel=GATES
-    ),
-]
 
 
 def bench(
     context: typer.Context,
     techniques: common.Names = None,
-    kind: Kind = None,
-    vs: Vs = None,
-    forward: Forward = False,
-    backward: Backward = False,
-    both: Both = False,
-    profile: Profile = None,
-    rounds: Rounds = None,
-    budget: Budget = None,
-    threads: Threads = None,
-    compile_: Compile = False,
-    max_ratio: MaxRatio = None,
-    fail_inconclusive: FailInconclusive = False,
+    kind: options.Kind = None,
+    vs: options.Vs = None,
+    forward: options.Forward = False,
+    backward: options.Backward = False,
+    both: options.Both = False,
+    profile: options.Profile = None,
+    rounds: options.Rounds = None,
+    budget: options.Budget = None,
+    threads: options.Threads = None,
+    compile_: options.Compile = False,
+    max_ratio: options.MaxRatio = None,
+    fail_inconclusive: options.FailInconclusive = False,
+    sweep: options.SweepOver = None,
     shape: common.Input = common.BENCH_SHAPE,
-    dtype: common.Dtype = "float32",
+    dtypes: options.Dtypes = options.FLOAT32,
     device: common.Device = "cpu",
-    memory_format: common.MemoryFormat = "contiguous",
+    memory_formats: options.MemoryFormats = options.CONTIGUOUS,
     train: common.Train = True,
     seed: common.Seed = 0,
     expect: common.Expect = None,
@@ -142,9 +78,14 @@ def bench(
         sizes = shape if was_given(context, ("shape",)) else None
         directions = [name for name, on in _directions(forward, backward, both).items() if on] or ["forward"]
         settings = {"vs": vs or None, "gates": _gates(vs, max_ratio), "compile": compile_}
-        what = _chosen(
-            context, kind, lambda t: _setup(t, sizes, dtype, device, memory_format, train, seed), directions, settings
-        )
+
+        def every(target: Target) -> list[Variant]:
+            from profiles.variants import variants
+
+            setup = Setup(_shape(target, sizes), dtypes[0], device, memory_formats[0], train, seed)
+            return variants(target, setup, dtypes, memory_formats, sweep)
+
+        what = _chosen(context, kind, every, directions, settings)
     what = _planned(what, rounds, budget, threads)
     record = _run(what)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
@@ -169,29 +110,29 @@ def _gates(vs: Sequence[str] | None, max_ratio: float | None) -> list[Gate]:
 def _chosen(
     context: typer.Context,
     kind: str | None,
-    setup: Callable[[Target], Setup],
+    variants: Callable[[Target], list[Variant]],
     directions: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Bench:
-    """Return a case for each technique, those named or those of a kind, and each direction."""
+    """Return a case for each technique, those named or those of a kind, each variant and each direction."""
     from profiles.bench import Bench
-    from profiles.cases import Case, case
+    from profiles.cases import Case
     from profiles.kinds import bench_of
+    from profiles.variants import case_of
 
     if kind is not None:
-        return bench_of(kind, given(context), setup, directions, **settings)
+        return bench_of(kind, given(context), variants, directions, **settings)
     cases = list[Case]()
     for target in dict.fromkeys(named(context)):
         with naming(target, named(context)):
-            what = subject(target, given(context), setup(target))
-            cases += [case(what, direction, **settings) for direction in directions]
+            every = product(variants(target), directions)
+            cases += [case_of(target, given(context), variant, way, **settings) for variant, way in every]
     return Bench(tuple(cases))
 
 
-def _setup(target: Target, shape: parse.Shape | None, *circumstances: Any) -> Setup:
-    """Return the setup of ``target``; without a ``shape`` that of a usual input, or of a large weight."""
-    usual = default_shape(target, common.BENCH_SHAPE.sizes, common.BENCH_WEIGHT.sizes)
-    return common.setup(shape or parse.Shape(usual), *circumstances)
+def _shape(target: Target, shape: parse.Shape | None) -> tuple[int, ...]:
+    """Return the sizes to run ``target`` on; without a ``shape`` those of a usual input, or of a large weight."""
+    return shape.sizes if shape else default_shape(target, common.BENCH_SHAPE.sizes, common.BENCH_WEIGHT.sizes)
 
 
 def _profiled(name: str, targets: Sequence[Target]) -> Bench:
@@ -207,9 +148,11 @@ def _profiled(name: str, targets: Sequence[Target]) -> Bench:
     return replace(what, cases=tuple(case for case in what.cases if case.subject.name in wanted))
 
 
-def _planned(what: Bench, rounds: int | None, budget: float | None, threads: int | None) -> Bench:
+def _planned(what: Bench, rounds: int | None, budget: float | None, threads: Sequence[int] | None) -> Bench:
+    from profiles.variants import over_threads
+
     plan = replace(what.plan, rounds=rounds or what.plan.rounds, seconds=budget or what.plan.seconds)
-    return replace(what, plan=plan, threads=threads or what.threads)
+    return replace(what, plan=plan, cases=over_threads(what.cases, threads) if threads else what.cases)
 
 
 def _run(what: Bench) -> dict[str, Any]:
@@ -228,12 +171,13 @@ def _run(what: Bench) -> dict[str, Any]:
 
             return timing.bench(what, note)
     except KeyboardInterrupt:
-        plan = {**asdict(what.plan), "clock": what.clock, "cache": None, "threads": what.threads}
+        plan = {**asdict(what.plan), "clock": what.clock, "cache": None}
         return {
             "schema": timing.SCHEMA,
             "profile": what.name or None,
             "environment": environment(what.cases[0].subject.setup.device),
             "plan": plan,
+            "sweep": None,
             "cases": [],
             "skipped": [asdict(skipped) for skipped in what.skipped],
             "warnings": [],

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stones_cli import common
+from stones_cli.bench_options import FailInconclusive
 from stones_cli.failures import complain
 from stones_cli.handlers import import_torch
-from stones_cli.handlers.bench import FailInconclusive
 from stones_cli.progress import Bar
 from stones_cli.report.emit import deliver
 from stones_cli.status import Status

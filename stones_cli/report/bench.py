@@ -22,8 +22,10 @@ _NUMBERS = {
     "of_copy_bandwidth": "of copy's GB/s",
     "gflop_per_s": "GFLOP/s",
     "workspace_bytes": "workspace",
+    "peak_bytes": "peak",
+    "compile_s": "compile s",
 }
-_COSTS, _RATES = ("copies", "workspace_bytes"), ("gb_per_s", "gflop_per_s")
+_COSTS, _RATES = ("copies", "workspace_bytes", "peak_bytes"), ("gb_per_s", "gflop_per_s")
 
 
 def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
@@ -35,6 +37,8 @@ def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
 
 def _parts(record: Record) -> Iterator[Table | Prose]:
     cases = record["cases"]
+    if record["sweep"]:
+        yield from _sweeps(record)
     for direction in dict.fromkeys(case["direction"] for case in cases):
         measured = [case for case in cases if case["direction"] == direction]
         yield _times(f"Times, {direction}", measured)
@@ -61,8 +65,32 @@ def _times(title: str, cases: Sequence[Record]) -> Table:
         return table(title, ("candidate", *spread, *(_NUMBERS[name] for name in names)), rows)
 
     time = ("ms", "IQR")
-    narrow = made(title, _COSTS, time), made(title.replace("Times", "Rates"), _RATES)
-    return replace(made(title, ("copies", *_RATES, "workspace_bytes"), time), narrow=narrow)
+    costs = (*_COSTS, "compile_s") if any(case["compiled"] for case in cases) else _COSTS
+    narrow = made(title, costs, time), made(title.replace("Times", "Rates"), _RATES)
+    return replace(made(title, ("copies", *_RATES, *costs[1:]), time), narrow=narrow)
+
+
+def _sweeps(record: Record) -> Iterator[Table]:
+    """Return how the time of each technique and reference grows along the sweep, a table for each direction."""
+    from profiles.variants import growth
+
+    axis, rows = record["sweep"]["axis"], growth(record)
+    columns = ("candidate", axis, "ms", "× copy", f"growth with {axis}")
+    for direction in dict.fromkeys(row["direction"] for row in rows):
+        lines = [row for row in rows if row["direction"] == direction]
+        beside = len({row["case"] for row in lines}) > 1  # then a reference stands beside several
+        names = {id(row): _beside(row) if beside else row["candidate"] for row in lines}
+        lines.sort(key=lambda row: list(dict.fromkeys(names.values())).index(names[id(row)]))
+        cells = ((names[id(r)], value_text(r["value"]), r["ms"], r["copies"], _power(r["exponent"])) for r in lines)
+        yield table(f"Along {axis}, {direction}", columns, cells)
+
+
+def _beside(row: Record) -> str:
+    return str(row["candidate"] if row["candidate"] == row["case"] else f"{row['candidate']} beside {row['case']}")
+
+
+def _power(exponent: float | None) -> str | None:
+    return None if exponent is None else f"power {exponent:.2f}"
 
 
 def _everything(cases: Sequence[Record]) -> Table:
@@ -78,7 +106,7 @@ def _everything(cases: Sequence[Record]) -> Table:
 def _shown(candidate: Record, name: str) -> Cell:
     """Return a number of ``candidate``; no rate is 0 but for want of anything to count."""
     found: Cell = candidate[name]
-    return None if found == 0 and name != "workspace_bytes" else found
+    return None if found == 0 and name not in _COSTS else found
 
 
 def _yardstick(candidate: Record) -> str:
@@ -104,14 +132,18 @@ def _circumstances(record: Record) -> Iterator[str]:
         given, again = case["input"], case["repeated_blocks"]
         yield (
             f"{case['name']} {case['direction']}: {value_text(given['shape'])}, {given['dtype']}, "
-            f"{given['memory_format']}, {case['mode']}, {case['rounds']} rounds in {case['seconds']:.3g} s"
+            f"{given['memory_format']}, {case['mode']}, {case['threads']} thread{'s' if case['threads'] > 1 else ''}, "
+            f"{case['rounds']} rounds in {case['seconds']:.3g} s"
             + (f", {again} blocks preempted and run again" if again else "")
         )
+        if case["attempts"] > 1:
+            found = ", ".join(f"{ratio['ratio']:.3g} × {ratio['vs']}" for ratio in case["earlier"])
+            yield f"{case['name']} {case['direction']} was measured again, having failed at first ({found})."
         if any(c["images_per_s"] for c in case["candidates"]):
             rates = (f"{c['name']} {c['images_per_s']:,.0f}" for c in case["candidates"])
             yield f"Images per second: {', '.join(rates)}"
     yield (
-        f"{machine['gpu'] or machine['cpu'] or 'unknown processor'}, {plan['threads']} thread(s), "
+        f"{machine['gpu'] or machine['cpu'] or 'unknown processor'}, "
         f"{plan['clock']} clock, torch {machine['torch']}, Python {machine['python']}"
     )
     if record["interrupted"]:
