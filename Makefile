@@ -16,7 +16,7 @@ test: $(STAMP) ## set up, then lint, types, every stone’s counters and every t
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
-	$(RUN)/stones run counters
+	$(RUN)/stones run profiles/ci.yaml
 	$(RUN)/python -m pytest -n 2 --dist worksteal -m "not slow" -q
 
 test-slow: $(STAMP) ## the long checks alone

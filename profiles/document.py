@@ -88,10 +88,17 @@ def read(path: Path, name: str) -> Value:
         raise ProfileError(place, f"not YAML: {error}") from error
 
 
-def built_in(folder: str = "") -> dict[str, Traversable]:
-    """Return the YAML files that come with the package, by name: those in ``folder`` of it, not below."""
-    files = (importlib.resources.files("profiles") / folder).iterdir()
-    return {f.name.removesuffix(".yaml"): f for f in sorted(files, key=lambda f: f.name) if f.name.endswith(".yaml")}
+def built_in(*schemas: str) -> dict[str, Traversable]:
+    """Return the YAML files that come with the package, by name: those of one of ``schemas``."""
+    files = sorted(importlib.resources.files("profiles").iterdir(), key=lambda file: file.name)
+    found = {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+    return {name: file for name, file in found.items() if _schema(file) in schemas}
+
+
+def _schema(file: Traversable) -> str:
+    """Return what the line ``schema: …`` of one of our own files says."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("schema:")), "")
 
 
 def opened(name: str, known: Mapping[str, Traversable]) -> tuple[Value, str]:

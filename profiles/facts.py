@@ -221,6 +221,7 @@ def _parameters(record: Record, module: nn.Module) -> None:
 
 def _counted(row: Record, count: Count) -> None:
     row["executed"], row["macs"], row["status"] = count.flops, count.macs, count.status
+    row["kernels"] = count.kernels
     for name in ("by_op", "free", "uncounted"):
         row[name] = dict(sorted(getattr(count, name).items()))
 

@@ -28,10 +28,14 @@ Formula = Callable[[Args, Mapping[str, Any], Any], int]
 
 @dataclass
 class Count:
-    """Operations of one pass: ``flops`` and ``macs`` in all, by operation, and what was free or not counted."""
+    """Operations of one pass: ``flops`` and ``macs`` in all, by operation, and what was free or not counted.
+
+    ``kernels`` is how many calls had something to compute, move or draw: all but views and bare allocations.
+    """
 
     flops: int = 0
     macs: int = 0
+    kernels: int = 0
     by_op: Counter[str] = field(default_factory=Counter)
     free: Counter[str] = field(default_factory=Counter)
     uncounted: Counter[str] = field(default_factory=Counter)
@@ -60,6 +64,7 @@ def add(count: Count, func: Any, name: str, args: Args, kwargs: Mapping[str, Any
     plain = plain.rstrip("_") if not plain.startswith("_") else plain
     if out is None and name.startswith("_foreach_"):
         out = args[0]  # in place: it returns nothing
+    count.kernels += plain not in _NO_KERNEL and not _is_view(func)
     if plain in _FREE or _is_view(func) or _is_integer(out, args):
         count.free[name] += 1
     elif plain in _MACS:
@@ -119,11 +124,6 @@ def _mean(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
 
 def _variance(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
     return 4 * _elements(args[0])
-
-
-def _pad_backward(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-    """Each added element's gradient is added to that of the element it repeats."""
-    return int(args[0].numel() - out.numel())
 
 
 def _group_norm(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
@@ -205,21 +205,6 @@ def _convolution_bias_backward(args: Args, kwargs: Mapping[str, Any], out: Any) 
     return args[0].numel() - out[2].numel() if args[10][2] else 0
 
 
-def _pooled(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-    """The sum over a window and the division by its size."""
-    return _elements(out) * math.prod(_pair(args[1]))
-
-
-def _pooled_backward(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-    """One division per window, one addition per element of it."""
-    return int(args[0].numel() * (1 + math.prod(_pair(args[2]))))
-
-
-def _pair(size: Any) -> tuple[int, ...]:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
-    return sizes * 2 if len(sizes) == 1 else sizes
-
-
 # One operation per element of the output.
 _ONE = (
     "mul div sqrt rsqrt reciprocal square pow exp log log2 log1p expm1 neg abs sign sin cos tanh sigmoid relu erf "
@@ -251,8 +236,6 @@ _FORMULAS: dict[str, Formula] = {
     **NOMINAL,
     **RESAMPLING,
     "col2im": lambda args, kwargs, out: _elements(args[0]),  # each element of a patch is added where it lay
-    "avg_pool2d": _pooled,
-    "avg_pool2d_backward": _pooled_backward,
     "norm": lambda args, kwargs, out: 2 * _elements(args[0]),
     "linalg_vector_norm": lambda args, kwargs, out: 2 * _elements(args[0]),
     "native_group_norm": _group_norm,
@@ -262,8 +245,6 @@ _FORMULAS: dict[str, Formula] = {
     "cudnn_batch_norm": _batch_norm,
     "native_group_norm_backward": _norm_backward(4),
     "native_layer_norm_backward": _norm_backward(5),
-    "reflection_pad2d_backward": _pad_backward,
-    "replication_pad2d_backward": _pad_backward,
     "native_batch_norm_backward": _batch_norm_backward,
 }
 _MACS: dict[str, Formula] = {
@@ -285,6 +266,11 @@ _ADDS: dict[str, Formula] = {
     "convolution": _convolution_bias,
     "convolution_backward": _convolution_bias_backward,
 }
+# Allocates, or looks at a tensor otherwise.
+_NO_KERNEL = frozenset(
+    "empty empty_like empty_strided new_empty new_empty_strided resize set detach lift_fresh alias is_same_size "
+    "_unsafe_view _reshape_alias promote_types _record_function_enter_new _record_function_exit".split()
+)
 # Moves, copies, allocates or draws, but computes nothing.
 _FREE = frozenset(
     """

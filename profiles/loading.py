@@ -33,7 +33,7 @@ from profiles.subject import Setup, Subject
 from profiles.threads import MOST_THREADS
 from profiles.timing import Plan
 
-SCHEMA = "stones.profile/1"
+SCHEMA, OF_RUNS = "stones.profile/1", "stones.run/1"
 _PLAN = {"seconds": float, "rounds": int, "block": float, "precision": float}
 _RUN = ("schema", "defaults", "clock", "allocator", "directions", "stones", "gates", *_PLAN)
 _RUNNING = ("threads", "compile")  # of an entry, beside its setup
@@ -44,7 +44,9 @@ def load(name: str) -> Bench:
 
     Raises `ProfileError`, a `Refusal` that begins with file:line:column.
     """
-    return parse(*opened(name, built_in()))
+    if name in built_in(OF_RUNS):
+        raise Refusal(f"the profile {name} is not a bench: stones run {name}")
+    return parse(*opened(name, built_in(SCHEMA)))
 
 
 def parse(document: Value, name: str = "") -> Bench:

@@ -35,7 +35,7 @@ from profiles.target import Target, resolve
 from profiles.transformations import PROPERTIES
 from profiles.transforms import takes_batch
 
-SCHEMA = "stones.run/1"
+SCHEMA = loading.OF_RUNS
 ALL = "all"
 CHECKS: dict[str, Collection[str]] = {
     "check-invariance": PROPERTIES,
@@ -92,7 +92,7 @@ class Run:
 
 def names() -> list[str]:
     """Return the names of the profiles that come with the package, of runs and of benches."""
-    return [*built_in("runs"), *built_in()]
+    return [*built_in(SCHEMA), *built_in(loading.SCHEMA)]
 
 
 def load(name: str) -> Run:
@@ -100,7 +100,7 @@ def load(name: str) -> Run:
 
     Raises `ProfileError`, a `Refusal` that begins with file:line:column.
     """
-    return parse(*opened(name, {**built_in("runs"), **built_in()}))
+    return parse(*opened(name, built_in(SCHEMA, loading.SCHEMA)))
 
 
 def parse(document: Value, name: str = "") -> Run:
@@ -203,7 +203,7 @@ def _bench(top: Fields, name: str) -> Iterator[Timing]:
         return
     node = top.child("bench")
     if isinstance(node.value, str):
-        known = built_in()
+        known = built_in(loading.SCHEMA)
         if node.value not in known:
             near = suggest(node.value, known)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(known)}"

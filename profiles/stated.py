@@ -100,6 +100,7 @@ def _flops(card: Card | None, subject: Subject) -> Record:
             "executed": None,
             "macs": None,
             "status": "stated" if card else "unavailable",
+            "kernels": None,
             "by_op": {},
             "free": {},
             "uncounted": {},

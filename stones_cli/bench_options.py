@@ -46,9 +46,9 @@ Profile = Annotated[
         "--profile",
         read=str,
         of="name|file.yaml",
-        help="what to measure, built in (quick, ci, gpu, speed) or from a file; techniques then choose among it",
+        help="what to measure, built in (quick, speed, gpu) or from a file; techniques then choose among it",
         panel=TIMING,
-        words=("quick", "ci", "gpu", "speed"),
+        words=("quick", "speed", "gpu"),
     ),
 ]
 Rounds = Annotated[

@@ -55,7 +55,7 @@ def refusal(tmp_path, text):
     return message
 
 
-@pytest.mark.parametrize("name", built_in())
+@pytest.mark.parametrize("name", built_in(SCHEMA))
 def test_the_profiles_that_come_with_it_load(name):
     bench = load(name)
 

@@ -83,15 +83,20 @@ def test_the_profiles_that_come_with_it_load(name):
 
 
 def test_the_counters_are_those_of_every_stone():
-    items = load("counters").items
-    inspected = [item.subject.name for item in items if isinstance(item, Inspection) and not item.expectations]
-    assert inspected == list(catalog.stones())
+    items = load("ci").items
+    inspected = [item for item in items if isinstance(item, Inspection)]
+    assert list(dict.fromkeys(item.subject.name for item in inspected)) == list(catalog.stones())
+    counted = {
+        item.subject.name: {each.key for each, _ in item.expectations} for item in inspected[: len(catalog.stones())]
+    }
+    assert [name for name, keys in counted.items() if not keys] == ["autoaugment"], "whose images Pillow checks"
+    assert counted["gn"] >= {"params", "flops.forward.kernels", "memory.saved.measured", "memory.workspace.backward"}
     assert [item.stone for item in items if isinstance(item, Check)] == identities.stating()
     assert not any(isinstance(item, Timing) for item in items)
 
 
 def test_reading_a_profile_imports_no_torch():
-    script = "import sys; from profiles.run_profiles import load; load('counters'); sys.exit('torch' in sys.modules)"
+    script = "import sys; from profiles.run_profiles import load; load('ci'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment(), check=False).returncode == 0
 
 
@@ -130,7 +135,7 @@ def test_reading_a_profile_imports_no_torch():
         ("check-gradients: [{stone: ln, carriers: [line]}]\n", "2:42", "did you mean linear?"),
         ("check-identities: [{stone: ln, carriers: [linear]}]\n", "2:32", "unknown key"),
         ("check-identities: [indirect-conv, {}]\n", "2:35", "the key stone is missing"),
-        ("bench: cy\n", "2:1", "did you mean ci?"),
+        ("bench: spede\n", "2:1", "did you mean speed?"),
         ("bench: 3\n", "2:1", "the name of a bench profile, or a mapping"),
         ("bench: {stones: [gn], getes: []}\n", "2:23", "did you mean gates?"),
         ("bench: {stones: [gn], gates: [{of: bn, vs: copy, max_ratio: 1}]}\n", "2:32", "no stone of this profile"),
@@ -161,7 +166,7 @@ def test_a_wrong_profile_is_status_2_with_nothing_on_standard_output(profile):
     assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
     assert "did you mean gn?" in result.stderr
     assert invoke("run", "nosuch").exit_code == Status.MISUSE
-    assert "did you mean counters?" in invoke("run", "countres").stderr
+    assert "did you mean speed?" in invoke("run", "sped").stderr
 
 
 def test_every_section_runs_and_what_holds_is_status_0(profile):
@@ -449,4 +454,4 @@ def test_the_shell_is_offered_the_profiles_that_there_are():
     from stones_cli.handlers.run import _complete
 
     assert _complete("") == sorted(run_profiles.names())
-    assert _complete("cou") == ["counters"]
+    assert _complete("c") == ["ci"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from layers.catalog import stones
+from profiles import loading
 from profiles.allocator import ALLOCATORS
 from profiles.carriers import CARRIERS
 from profiles.cases import DIRECTIONS
@@ -126,7 +127,7 @@ RUN = _profile(
         "check_invariance": _check(PROPERTIES),
         "check_gradients": _check(GRADIENT_PROPERTIES),
         "check_identities": _section(_mapping({"stone": _STONE}, ["stone"])),
-        "bench": any_of(word(*built_in()), {**_INLINE, "required": ["stones"]}),
+        "bench": any_of(word(*built_in(loading.SCHEMA)), {**_INLINE, "required": ["stones"]}),
     },
     [],
 )

@@ -65,6 +65,7 @@ _PASS = record(
         "executed": _COUNTED,
         "macs": about(_COUNTED, "multiply-adds among those executed"),
         "status": word("complete", "partial", "stated", "unavailable"),
+        "kernels": about(_COUNTED, "calls that compute, move or draw something: all but views and allocations"),
         "by_op": _BY_NAME,
         "free": about(mapping(COUNT), "calls that compute nothing"),
         "uncounted": about(mapping(COUNT), "calls that could not be counted: then executed is a lower bound"),

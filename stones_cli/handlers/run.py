@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 
 def _complete(incomplete: str) -> list[str]:
     """Offer the profiles that are built in."""
-    import importlib.resources
+    from profiles.run_profiles import names
 
-    found = importlib.resources.files("profiles")
-    files = [*(found / "runs").iterdir(), *found.iterdir()]
-    return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml") and f.name.startswith(incomplete))
+    return [name for name in names() if name.startswith(incomplete)]
 
 
 Profile = Annotated[
@@ -32,7 +30,7 @@ Profile = Annotated[
     typer.Argument(
         parser=str,
         metavar="PROFILE",
-        help="a file.yaml, or one that is built in: counters, or a bench (quick, ci, gpu, speed)",
+        help="a file.yaml, or one that is built in: ci, or a bench (quick, speed, gpu)",
         autocompletion=_complete,
     ),
 ]
