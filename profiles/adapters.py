@@ -6,7 +6,7 @@ the input for the gradient, makes one step and gives its parameter. No adapter h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,10 +42,10 @@ class Initializer(OnWeight):
 
 
 class Optimizer(nn.Module):
-    """An optimizer of one hidden parameter: ``forward(gradient)`` is one step of it.
+    """An optimizer of hidden parameters, usually one: ``forward(gradient)`` is one step of it.
 
-    The parameter, standard normal by torch's generator, is not registered. One step along it is made at once, so that
-    the state exists and what happens once is no part of any later step.
+    The parameters, standard normal by torch's generator, are not registered. One step along them is made at once, so
+    that the state exists and what happens once is no part of any later step.
     """
 
     def __init__(
@@ -55,37 +55,53 @@ class Optimizer(nn.Module):
         shape: tuple[int, ...],
         device: torch.device,
         dtype: torch.dtype,
+        tensors: int = 1,
     ) -> None:
         super().__init__()
-        self._parameter = [nn.Parameter(torch.randn(shape, device=device, dtype=dtype))]
+        start = torch.randn(shape if tensors == 1 else (tensors, *shape), device=device, dtype=dtype)
+        self._parameters_of_it = [nn.Parameter(each.clone()) for each in _each(start, tensors)]
         self._gradient: Tensor | None = None
-        self.optimizer = make(self._parameter, **options)
-        self(torch.randn(shape, device=device, dtype=dtype))
+        self.optimizer = make(self._parameters_of_it, **options)
+        self(torch.randn_like(start))
 
     def forward(self, gradient: Tensor) -> Tensor:
-        """Make one step with ``gradient`` (the shape of the parameter) and return the parameter, without graph."""
-        (parameter,) = self._parameter
+        """Make one step and return the first parameter, without graph.
+
+        ``gradient`` has the shape of the parameter; of several (tensors, *shape).
+        """
         if self._gradient is not gradient:
-            self._gradient, parameter.grad = gradient, gradient.detach()
+            self._gradient = gradient
+            gradients = _each(gradient.detach(), len(self._parameters_of_it))
+            for parameter, one in zip(self._parameters_of_it, gradients, strict=True):
+                parameter.grad = one
         self.optimizer.step()
-        return parameter.detach()
+        return self._parameters_of_it[0].detach()
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The tensors that the optimizer keeps for the parameter, by name."""
-        kept = self.optimizer.state[self._parameter[0]]
+        """The tensors that the optimizer keeps for the first parameter, by name."""
+        kept = self.optimizer.state[self._parameters_of_it[0]]
         return {name: value for name, value in kept.items() if isinstance(value, torch.Tensor)}
 
 
+def _each(stacked: Tensor, tensors: int) -> Sequence[Tensor]:
+    return [stacked] if tensors == 1 else stacked.unbind()
+
+
 def adapted(
-    target: Target, options: Mapping[str, OptionValue], shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
+    target: Target,
+    options: Mapping[str, OptionValue],
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    tensors: int = 1,
 ) -> nn.Module:
     """Return the module of a stone on weights of ``shape``, or a class of optimizers; raises what that raises."""
     if isinstance(target, Foreign):
-        return Optimizer(target.factory, options, shape, device, dtype)
+        return Optimizer(target.factory, options, shape, device, dtype, tensors)
     made, role = target.load(), target.card.role
     if role == "optimizer":
-        return Optimizer(made, options, shape, device, dtype)
+        return Optimizer(made, options, shape, device, dtype, tensors)
     return (Initializer if role == "initializer" else OnWeight)(made, options)
 
 

@@ -195,7 +195,12 @@ def record(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> Recor
         "options": dict(case.subject.options),
         "direction": case.direction,
         "mode": "train" if setup.train else "eval",
-        "input": {"shape": list(setup.shape), "dtype": setup.dtype, "memory_format": setup.memory_format},
+        "input": {
+            "shape": list(setup.shape),
+            "tensors": setup.tensors,
+            "dtype": setup.dtype,
+            "memory_format": setup.memory_format,
+        },
         "compiled": case.compile,
         "threads": case.threads,
         "at": None if case.point is None else asdict(case.point),

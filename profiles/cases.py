@@ -95,7 +95,8 @@ class Case:
         if card is None:
             return None
         texts = [getattr(getattr(card, which), name) for name in self.direction.split("+")]
-        return sum(int(formula.evaluate(text, self.subject.symbols)) for text in texts)
+        of_one = sum(int(formula.evaluate(text, self.subject.symbols)) for text in texts)
+        return of_one * self.subject.setup.tensors
 
 
 def case(

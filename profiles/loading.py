@@ -8,6 +8,7 @@
     stones:
       - gn
       - {stone: gn, name: gn-8, options: {groups: 8}, directions: [forward], input: 8x64x56x56, threads: 2}
+      - {stone: adax, input: 50000x1, tensors: 200}  # an optimizer of several parameters
     gates:
       - {of: gn, vs: peer, direction: forward, max-ratio: 1.1}
       - {of: gn, vs: copy, direction: forward, max-ratio: 6, advisory: true}
@@ -90,12 +91,13 @@ def _entries(top: Fields, setup: Setup, running: tuple[int, bool]) -> dict[str, 
     for node in top.items("stones"):
         if isinstance(node.value, str):
             node = Value({"stone": node}, node.place, node.path)
-        fields = Fields(node, ("stone", "name", "options", "directions", *SETUP, *_RUNNING))
+        fields = Fields(node, ("stone", "name", "options", "directions", "tensors", *SETUP, *_RUNNING))
         stone = fields.text("stone", required=True)
         name = fields.text("name", stone)
         if name in entries or name in (COPY, PEER):
             node.refuse(f"the name {name!r} is taken: give this one another, by the key name")
-        made = subject_of(fields, stone_of(fields.child("stone")), setup_of(fields, setup))
+        here = replace(setup_of(fields, setup), tensors=fields.number("tensors", int, 1))
+        made = subject_of(fields, stone_of(fields.child("stone")), here)
         entries[name] = _Entry(made, _directions(fields, usual), *_running(fields, *running), node)
     if not entries:
         top.refuse("stones", "there is nothing to bench: list stones")

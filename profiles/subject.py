@@ -26,13 +26,14 @@ PIXELS = {"uint8": 1}  # what augmentations work on, whatever the setup says
 MEMORY_FORMATS = ("contiguous", "channels_last")
 IMAGES = (64, 3, 32, 32)  # a batch for augmentations
 MAX_ELEMENTS = 2**62
+MOST_TENSORS = 10_000
 _REFUSALS = (ValueError, IndexError, TypeError, RuntimeError, NotImplementedError)  # of an input, in torch and here
 
 
 @dataclass(frozen=True)
 class Setup:
     """Under what circumstances something runs. ``shape`` is (N, C, *positions), or that of a weight (O, …) for what
-    works on weights; ``train`` the mode of a layer.
+    works on weights, of which an optimizer may have several ``tensors``; ``train`` the mode of a layer.
     """
 
     shape: tuple[int, ...] = (8, 64, 32, 32)
@@ -41,6 +42,7 @@ class Setup:
     memory_format: str = "contiguous"
     train: bool = True
     seed: int = 0
+    tensors: int = 1
 
     @property
     def itemsize(self) -> int:
@@ -54,8 +56,8 @@ class Setup:
 
     @property
     def elements(self) -> int:
-        """Elements of the input, as a Python integer of any size."""
-        return math.prod(self.shape)
+        """Elements of the input, of all tensors together, as a Python integer of any size."""
+        return self.tensors * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Subject:
                 from profiles.adapters import adapted
 
                 with self.refusing(f"refuses a weight of {'x'.join(map(str, setup.shape))}", *_REFUSALS):
-                    module = adapted(self.target, self.options, setup.shape, device, dtype)
+                    module = adapted(self.target, self.options, setup.shape, device, dtype, setup.tensors)
             elif isinstance(self.target, Stone) and self.on_images:
                 module = self.target.load()(**self.options)
             elif isinstance(self.target, Stone):
@@ -147,11 +149,12 @@ class Subject:
         import torch
 
         setup = self.setup
+        shape = setup.shape if setup.tensors == 1 else (setup.tensors, *setup.shape)
         generator = torch.Generator(setup.device).manual_seed(setup.seed + seed)
         if setup.dtype in PIXELS:
-            x = torch.randint(0, 256, setup.shape, generator=generator, device=setup.device, dtype=torch.uint8)
+            x = torch.randint(0, 256, shape, generator=generator, device=setup.device, dtype=torch.uint8)
         else:
-            x = torch.randn(setup.shape, generator=generator, device=setup.device, dtype=torch.float32)
+            x = torch.randn(shape, generator=generator, device=setup.device, dtype=torch.float32)
             x = x.to(getattr(torch, setup.dtype))
         if setup.memory_format == "channels_last":
             x = x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
@@ -225,6 +228,12 @@ def check_setup(setup: Setup, card: Card | None = None, name: str = "") -> None:
     if len(setup.shape) not in ranks:
         counts = " or ".join(map(str, ranks))
         raise Refusal(f"--input {shape}: {name} needs {counts} sizes, {what}, it has {len(setup.shape)}")
+    if setup.tensors != 1 and (card is None or card.role != "optimizer"):
+        raise Refusal(f"--tensors {setup.tensors} is for optimizers; {name} works on one tensor")
+    if not 1 <= setup.tensors <= MOST_TENSORS:
+        raise Refusal(f"--tensors {setup.tensors} is out of range: it must be ≥ 1 and ≤ {MOST_TENSORS}")
+    if setup.tensors != 1 and setup.memory_format != "contiguous":
+        raise Refusal(f"--memory-format {setup.memory_format} is for one tensor, --tensors {setup.tensors} are given")
     if on_weight and not setup.train:
         raise Refusal(f"--eval is for layers; {name} works on a weight, which has no mode")
     on_images = card is not None and card.role == "augmentation"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from layers.catalog import KINDS
-from profiles.subject import DTYPES, MEMORY_FORMATS
+from profiles.subject import DTYPES, MEMORY_FORMATS, MOST_TENSORS
 from profiles.sweep import Sweep
 from profiles.threads import MOST_THREADS
 from stones_cli import common, parse
@@ -87,6 +87,16 @@ MemoryFormats = Annotated[
         help="of the input; each of several in turn",
         panel=common.SETUP,
         words=MEMORY_FORMATS,
+    ),
+]
+Tensors = Annotated[
+    int,
+    common.option(
+        "--tensors",
+        read=parse.whole(1, MOST_TENSORS),
+        of="integer",
+        help="parameters of an optimizer, each of the shape of --input",
+        panel=common.SETUP,
     ),
 ]
 SweepOver = Annotated[

@@ -239,3 +239,34 @@ def test_the_peak_holds_the_output_and_the_workspace_does_not():
 
     assert row["peak_bytes"] >= 2 * 4 * 6 * 6 * 4
     assert row["workspace_bytes"] <= row["peak_bytes"] - 2 * 4 * 6 * 6 * 4
+
+
+def test_an_optimizer_is_timed_on_many_parameters_with_every_one_stepped():
+    from profiles.adapters import Optimizer
+
+    found = record("adax", "--tensors", 7)["cases"][0]
+    made = subject(stone("adax"), {}, Setup(shape=(5, 3), tensors=7))
+    module = made.build()
+    before = [p.detach().clone() for p in module.optimizer.param_groups[0]["params"]]
+    made.run(module, made.input())
+
+    assert isinstance(module, Optimizer)
+    assert len(before) == 7
+    assert not any(map(torch.equal, before, module.optimizer.param_groups[0]["params"]))
+    assert found["input"] == {"shape": [2, 4, 6, 6], "tensors": 7, "dtype": "float32", "memory_format": "contiguous"}
+    assert case(made).bytes() == 7 * case(subject(stone("adax"), {}, Setup(shape=(5, 3)))).bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gn --tensors 2", "--tensors 2 is for optimizers; gn works on one tensor"),
+        ("adax --tensors 0", "from 1 to 10000"),
+        ("adax --tensors 2 -i 4x4x3x3 --memory-format channels_last", "is for one tensor"),
+        ("--profile quick --tensors 2", "--tensors is for techniques named here"),
+    ],
+)
+def test_parameter_lists_that_make_no_sense_are_refused(line, message):
+    result = invoke("bench", *line.split())
+    assert result.exit_code == Status.MISUSE
+    assert message in " ".join(result.output.split())

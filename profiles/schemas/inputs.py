@@ -30,7 +30,7 @@ from profiles.schemas.vocabulary import (
     embedded,
     word,
 )
-from profiles.subject import DTYPES, MEMORY_FORMATS
+from profiles.subject import DTYPES, MEMORY_FORMATS, MOST_TENSORS
 from profiles.threads import MOST_THREADS
 from profiles.transformations import PROPERTIES
 
@@ -76,6 +76,7 @@ _GATE = {
 }
 _RUNNING = {"threads": {"type": "integer", "minimum": 1, "maximum": MOST_THREADS}, "compile": BOOLEAN}
 _ENTRY = {"stone": _STONE, "name": STRING, "options": OPTIONS, "directions": _DIRECTIONS, **_SETUP, **_RUNNING}
+_ENTRY["tensors"] = about({"type": "integer", "minimum": 1, "maximum": MOST_TENSORS}, "of an optimizer")
 PROFILE = _profile(
     "profile",
     "A bench as a YAML file, for `stones bench --profile` and `stones run`: stones, and gates on their times.",

@@ -81,7 +81,7 @@ _CASE = record(
         "options": OPTIONS,
         "direction": word(*DIRECTIONS),
         "mode": MODE,
-        "input": record({"shape": SHAPE, "dtype": STRING, "memory_format": STRING}),
+        "input": record({"shape": SHAPE, "tensors": COUNT, "dtype": STRING, "memory_format": STRING}),
         "compiled": BOOLEAN,
         "threads": COUNT,
         "at": about(nullable(record({"axis": STRING, "value": {}})), "the point of the sweep"),

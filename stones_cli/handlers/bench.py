@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _OF_PROFILES = (
     "shape", "dtypes", "device", "memory_formats", "train", "seed", "vs", "forward", "backward", "both", "max_ratio",
-    "compile_", "sweep",
+    "compile_", "sweep", "tensors",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def bench(
     max_ratio: options.MaxRatio = None,
     fail_inconclusive: options.FailInconclusive = False,
     sweep: options.SweepOver = None,
+    tensors: options.Tensors = 1,
     shape: common.Input = common.BENCH_SHAPE,
     dtypes: options.Dtypes = options.FLOAT32,
     device: common.Device = "cpu",
@@ -82,7 +83,7 @@ def bench(
         def every(target: Target) -> list[Variant]:
             from profiles.variants import variants
 
-            setup = Setup(_shape(target, sizes), dtypes[0], device, memory_formats[0], train, seed)
+            setup = Setup(_shape(target, sizes), dtypes[0], device, memory_formats[0], train, seed, tensors)
             return variants(target, setup, dtypes, memory_formats, sweep)
 
         what = _chosen(context, kind, every, directions, settings)

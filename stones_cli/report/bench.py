@@ -130,8 +130,9 @@ def _circumstances(record: Record) -> Iterator[str]:
     machine, plan = record["environment"], record["plan"]
     for case in record["cases"]:
         given, again = case["input"], case["repeated_blocks"]
+        several = f"{given['tensors']} × " if given["tensors"] > 1 else ""
         yield (
-            f"{case['name']} {case['direction']}: {value_text(given['shape'])}, {given['dtype']}, "
+            f"{case['name']} {case['direction']}: {several}{value_text(given['shape'])}, {given['dtype']}, "
             f"{given['memory_format']}, {case['mode']}, {case['threads']} thread{'s' if case['threads'] > 1 else ''}, "
             f"{case['rounds']} rounds in {case['seconds']:.3g} s"
             + (f", {again} blocks preempted and run again" if again else "")
