@@ -202,6 +202,7 @@ def record(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> Recor
             "memory_format": setup.memory_format,
         },
         "compiled": case.compile,
+        "cuda_graph": case.graph,
         "threads": case.threads,
         "at": None if case.point is None else asdict(case.point),
         "candidates": _candidates(case, timing, memory),

@@ -51,7 +51,8 @@ class Case:
     """One stone in one direction under the name ``label``, beside ``references``; made by `case`.
 
     A reference is a subject, or None where it is to be looked up by its name; the copy is always there. torch uses so
-    many ``threads``. ``point`` is where on a sweep the case lies, if it is part of one.
+    many ``threads``. ``point`` is where on a sweep the case lies, if it is part of one. With ``graph`` the calls are
+    replayed from CUDA graphs, so that no launch by the processor is timed.
     """
 
     label: str
@@ -62,8 +63,13 @@ class Case:
     compile: bool = False
     threads: int = 1
     point: Point | None = None
+    graph: bool = False
 
     def __post_init__(self) -> None:
+        if self.graph and not self.subject.setup.device.startswith("cuda"):
+            raise Refusal(f"--cuda-graph needs --device cuda, not {self.subject.setup.device}")
+        if self.graph and self.direction == "backward":
+            raise Refusal("--cuda-graph takes no --backward, which starts from a graph made outside: take --both")
         if not 1 <= self.threads <= MOST_THREADS:
             raise Refusal(f"threads={self.threads} is out of range: it must be ≥ 1 and ≤ {MOST_THREADS}")
 
@@ -110,6 +116,7 @@ def case(
     compile: bool = False,
     threads: int = 1,
     point: Point | None = None,
+    graph: bool = False,
 ) -> Case:
     """Return the case of ``what`` in ``direction`` beside the references ``vs`` and those that ``gates`` name.
 
@@ -131,7 +138,7 @@ def case(
     known = others or {}
     references = {name: known.get(name) or _early(what, name) for name in real.values() if name != COPY}
     named = tuple(replace(gate, vs=real[gate.vs]) for gate in gates)
-    return Case(label, what, direction, references, named, compile, threads, point)
+    return Case(label, what, direction, references, named, compile, threads, point, graph)
 
 
 def _early(what: Subject, name: str) -> Subject | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from profiles.cases import COPY, Case, reference
@@ -30,7 +31,26 @@ def jobs(what: Case) -> list[Job]:
         layer = _Layer(found or reference(what.subject, name), x, what.compile)
         made.append(layer.job(name, what.direction))
     source, sink = x.detach(), torch.empty_like(x.detach())
-    return [*made, Job(COPY, lambda: sink.copy_(source))]
+    made.append(Job(COPY, lambda: sink.copy_(source)))
+    return [_graphed(job, what.subject.setup.device) for job in made] if what.graph else made
+
+
+def _graphed(job: Job, device: str) -> Job:
+    """Return the job of replaying ``job`` from a CUDA graph; raises `Refusal` for what cannot be captured."""
+    import torch
+
+    side, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what happens once, such as choosing an algorithm, may not happen in the capture
+            job.run()
+    torch.cuda.current_stream(device).wait_stream(side)
+    try:
+        with torch.cuda.graph(graph):
+            job.run()
+    except RuntimeError as error:
+        raise Refusal(f"{job.name} cannot be captured in a CUDA graph: {first_line(error)}") from error
+    return replace(job, run=graph.replay)
 
 
 class _Layer:

@@ -36,6 +36,7 @@ def bench_of(
     vs: Sequence[str] | None = None,
     gates: Sequence[Gate] = (),
     compile: bool = False,
+    graph: bool = False,
 ) -> Bench:
     """Return the bench of every technique of ``kind`` with ``options``, in all ``variants`` and ``directions``.
 
@@ -49,7 +50,7 @@ def bench_of(
             found += [(stone, variant) for variant in variants(stone)]
     for (stone, variant), direction in product(found, directions):
         with skips.leaving_out(stone.name):
-            cases.append(case_of(stone, options, variant, direction, vs=vs, gates=gates, compile=compile))
+            cases.append(case_of(stone, options, variant, direction, vs=vs, gates=gates, compile=compile, graph=graph))
     skips.check(cases)
     if not cases:
         raise Refusal(f"there is no technique of the kind {kind} yet")

@@ -16,7 +16,7 @@ from profiles.intervals import Interval, bootstrap_ratio
 # The circumstances under which times compare: all equal.
 FINGERPRINT = ("cpu", "gpu", "device", "cores", "threads", "governor", "allocator", "torch", "python", "clock", "cache")
 # Of a case: what is timed.
-_CASE = ("stone", "options", "mode", "input", "compiled", "threads")
+_CASE = ("stone", "options", "mode", "input", "compiled", "cuda_graph", "threads")
 MOST_SAMPLES = 1000
 Record = dict[str, Any]
 

@@ -114,6 +114,10 @@ Compile = Annotated[
     bool,
     common.flag("--compile", help="time the layers under torch.compile; what it takes is told apart", panel=TIMING),
 ]
+CudaGraph = Annotated[
+    bool,
+    common.flag("--cuda-graph", help="replay the calls from CUDA graphs: launches are not timed", panel=TIMING),
+]
 MaxRatio = Annotated[
     float | None,
     common.option(

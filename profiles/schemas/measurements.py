@@ -83,6 +83,7 @@ _CASE = record(
         "mode": MODE,
         "input": record({"shape": SHAPE, "tensors": COUNT, "dtype": STRING, "memory_format": STRING}),
         "compiled": BOOLEAN,
+        "cuda_graph": about(BOOLEAN, "whether calls were replayed from CUDA graphs"),
         "threads": COUNT,
         "at": about(nullable(record({"axis": STRING, "value": {}})), "the point of the sweep"),
         "candidates": array(record(_CANDIDATE)),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _OF_PROFILES = (
     "shape", "dtypes", "device", "memory_formats", "train", "seed", "vs", "forward", "backward", "both", "max_ratio",
-    "compile_", "sweep", "tensors",
+    "compile_", "cuda_graph", "sweep", "tensors",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def bench(
     budget: options.Budget = None,
     threads: options.Threads = None,
     compile_: options.Compile = False,
+    cuda_graph: options.CudaGraph = False,
     max_ratio: options.MaxRatio = None,
     fail_inconclusive: options.FailInconclusive = False,
     sweep: options.SweepOver = None,
@@ -78,7 +79,7 @@ def bench(
     else:
         sizes = shape if was_given(context, ("shape",)) else None
         directions = [name for name, on in _directions(forward, backward, both).items() if on] or ["forward"]
-        settings = {"vs": vs or None, "gates": _gates(vs, max_ratio), "compile": compile_}
+        settings = {"vs": vs or None, "gates": _gates(vs, max_ratio), "compile": compile_, "graph": cuda_graph}
 
         def every(target: Target) -> list[Variant]:
             from profiles.variants import variants
