@@ -11,7 +11,6 @@ changed or, with an error, nothing. Parameters may be new ones: build the optimi
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -125,7 +124,7 @@ def _unparametrize(module: nn.Module, weight: nn.Parameter) -> None:
 
 def _reparametrize(model: nn.Module, stone: Stone, choice: Choice, options: Mapping[str, OptionValue]) -> nn.Module:
     """Register the parametrization of a stone of weights."""
-    file = importlib.import_module(stone.module)
+    file = stone.imported()
 
     def suits(layer: nn.Module) -> str:
         kernel = next((each for each in weights(layer) if each.module is layer and each.is_kernel), None)
@@ -182,7 +181,7 @@ def _replace(model: nn.Module, stone: Stone, choice: Choice, options: Mapping[st
     """Replace layers of torch by a stone that has their options: convolutions, or those that its REPLACES names."""
     new: Mapping[type[nn.Module], Any] = {nn.Conv2d: stone.load()}
     if stone.kind == "backward":
-        new = getattr(importlib.import_module(stone.module), "REPLACES", {})
+        new = getattr(stone.imported(), "REPLACES", {})
     if not new:
         raise OptionError(f"{stone.name} stands in the place of no layer of torch: build it into the model by hand")
     what = " or ".join(f"torch.nn.{kind.__name__}" for kind in new)

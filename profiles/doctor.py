@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
 
+from layers import catalog
 from profiles import findings, selftest
 from profiles.allocator import KEPT, SYSTEM, keep_freed_memory
 from profiles.environment import cores, environment, load
@@ -60,6 +61,8 @@ class _Visit:
         ]
         self.tell(0.02, "torch")
         self.rows += _of_torch(usable)
+        if (row := findings.about_plugins(catalog.stones().values(), catalog.broken())) is not None:
+            self.rows.append(row)
         with using_threads(1):
             self.rows.append(findings.about_denormals(*selftest.denormals()))
             self.tell(0.05, "memory")

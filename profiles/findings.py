@@ -5,11 +5,13 @@ Judgements only: pure functions of what was read or measured, each with its boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from layers.catalog import Broken, Stone
 from profiles.machine import Machine, Ticks
 
 MIB = 2**20
@@ -122,6 +124,16 @@ def about_waiting(before: float | None, after: float | None, seconds: float) -> 
     verdict = graded(share, 0.05, 0.5)
     advice = "" if verdict is Grade.OK else "more wanted to run than there are processors: stop or wait for the others"
     return Finding("waiting", "threads that waited", f"some thread waited in {share:.0%} of the run", verdict, advice)
+
+
+def about_plugins(stones: Iterable[Stone], broken: Sequence[Broken]) -> Finding | None:
+    """Look at the plug-ins among ``stones`` and at those that do not stand; None without any. They spoil no times."""
+    count = Counter(str(stone.origin) for stone in stones if stone.origin)
+    words = [f"{number} technique{'s' if number > 1 else ''} of {origin}" for origin, number in sorted(count.items())]
+    if broken:
+        words.append(f"{len(broken)} broken or clashing")
+    advice = "; ".join(map(str, broken))
+    return Finding("plug-ins", "techniques of others", "; ".join(words), Grade.OK, advice) if words else None
 
 
 def about_throttling(before: int | None, after: int | None) -> Finding | None:

@@ -9,7 +9,6 @@ weight where it works on weights (an optimizer's gets what makes one from parame
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -133,7 +132,7 @@ def _differences(stone: Stone, identity: Identity) -> dict[str, Difference]:
 def _prove(stone: Stone, identity: Identity, layer: Callable[..., Any], x: Tensor) -> Difference:
     """Compare the two sides that a function of the stone's file returns."""
     proof: Callable[[Callable[..., Any], Tensor], tuple[Tensor, Tensor]]
-    proof = getattr(importlib.import_module(stone.module), identity.proof)
+    proof = getattr(stone.imported(), identity.proof)
     return difference(*proof(layer, x.requires_grad_()))
 
 

@@ -2,7 +2,7 @@
 
     schema: stones.run/1
     inspect:                    # what is measured is what the card says, and what is expected here
-      - all                     # every stone on its usual input
+      - all                     # every stone of this library on its usual input
       - {stone: gn, options: {groups: 32}, input: 8x64x32x32, expect: [params=129, stats.mean.shape=8x32]}
       - {stone: "torch.nn:GroupNorm", options: {num_groups: 4}, expect: [params=128]}
     check-invariance: [ln, {stone: bn, properties: [w-scale], carriers: [linear]}]
@@ -11,7 +11,9 @@
     bench: ci                   # a bench profile that is built in, or one written here, without its schema
 
 Every section may be missing. ``-`` and ``_`` are alike in keys. Only stones and, under inspect, classes of torch.nn are
-admitted: a file must not make code run. A bench profile is a run profile too, of one bench.
+admitted: a file must not make code run. A bench profile is a run profile too, of one bench. Plug-ins that are installed
+may be named as any stone, but ``all`` is all of this library: what a profile checks must not depend on what else is
+installed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from layers.catalog import Stone, stones, suggest
+from layers import catalog
+from layers.catalog import Stone, suggest
 from profiles import expect, identities, loading
 from profiles.bench import Bench
 from profiles.carriers import CARRIERS
@@ -108,7 +111,7 @@ def parse(document: Value, name: str = "") -> Run:
     if check_schema(document, SCHEMA, loading.SCHEMA) == loading.SCHEMA:
         return Run((_timing(document, loading.parse(document, name)),), name)
     top = Fields(document, _KEYS)
-    items: list[Item] = [_inspection(node) for node in _entries(top, "inspect", stones())]
+    items: list[Item] = [_inspection(node) for node in _entries(top, "inspect", catalog.built_in())]
     items += [_check(node, command) for command in CHECKS for node in _entries(top, command, _checked(command))]
     items += _bench(top, name)
     if not items:
@@ -176,8 +179,9 @@ def _expectation(of: Subject, node: Value) -> Expectation:
 
 
 def _checked(command: str) -> list[str]:
-    """Return the names of the stones that ``command`` is about where none are named."""
-    return [stone.name for stone in (identities.stating() if command == "check-identities" else claiming())]
+    """Return the names of the stones of this library that ``command`` is about where none are named."""
+    found = identities.stating() if command == "check-identities" else claiming()
+    return [stone.name for stone in found if stone.origin is None]
 
 
 def _check(node: Value, command: str) -> Check:

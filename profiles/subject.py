@@ -126,7 +126,9 @@ class Subject:
             elif isinstance(self.target, Stone) and self.on_images:
                 module = self.target.load()(**self.options)
             elif isinstance(self.target, Stone):
-                module = self.target.load()(setup.shape[1], **self.options, device=device, dtype=dtype)
+                make = self.target.load()
+                with self.refusing("cannot be built"):
+                    module = make(setup.shape[1], **self.options, device=device, dtype=dtype)
             else:
                 module = _construct(self.target.factory, self.name, self.options)
                 with self.refusing("cannot be built"):
@@ -175,7 +177,7 @@ class Subject:
 
     @contextmanager
     def refusing(self, what: str, *usual: type[Exception]) -> Iterator[None]:
-        """Turn an exception in the block into a `Refusal` that says ``what``: of a stone only the ``usual`` ones.
+        """Turn an exception in the block into a `Refusal` that says ``what``: of our stones only the ``usual`` ones.
 
         What the machine lacks (memory, files, modules) passes unchanged.
         """
@@ -184,7 +186,8 @@ class Subject:
         except (Refusal, OSError, ImportError):
             raise
         except Exception as error:
-            if is_out_of_memory(error) or (isinstance(self.target, Stone) and not isinstance(error, usual)):
+            is_ours = isinstance(self.target, Stone) and self.target.origin is None
+            if is_out_of_memory(error) or (is_ours and not isinstance(error, usual)):
                 raise
             kind = "" if isinstance(error, _REFUSALS) else f"{type(error).__name__}: "
             raise Refusal(f"{self.name} {what}: {kind}{first_line(error)}") from error

@@ -6,7 +6,6 @@ none, replaces torch.nn.Conv2d.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +97,7 @@ def _totals(rows: Sequence[Record]) -> Record:
 
 def _excludes(stone: Stone) -> Callable[[Weight], str]:
     """Return the function that says why a parameter is left alone, "" for one that is not."""
-    module = importlib.import_module(stone.module)
+    module = stone.imported()
     said: Callable[[Weight], str] = getattr(module, "excludes", _not_a_plain_convolution)
     return said
 

@@ -23,7 +23,7 @@ from profiles import target as targets
 from profiles.errors import Refusal
 from profiles.target import Target
 from stones_cli import parse
-from stones_cli.failures import complain, status_of
+from stones_cli.failures import complain, status_of, tell_of_broken
 from stones_cli.options import PREFIX, listed, parameters
 from stones_cli.status import Status
 from stones_cli.streams import kept_for_the_result
@@ -133,6 +133,8 @@ class Command(TyperCommand):
         """Take the technique's options out of the parameters and call the handler."""
         options = ctx.meta[_OPTIONS]
         ctx.meta[_GIVEN] = {o.name.removeprefix(PREFIX): ctx.params.pop(o.name) for o in options}
+        if names := [target.name for target in ctx.meta[_TARGETS]]:
+            tell_of_broken(*names)
         with kept_for_the_result():
             return super().invoke(ctx)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
+from layers import catalog
 from layers.card import OptionError
 from layers.catalog import UnknownStone
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
@@ -19,6 +20,13 @@ def complain(message: str, kind: str = "error") -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         pass
+
+
+def tell_of_broken(*names: str) -> None:
+    """Warn of every plug-in called one of ``names`` (any) that clashes or is broken."""
+    for each in catalog.broken():
+        if not names or each.name in names:
+            complain(str(each), "warning")
 
 
 def status_of(run: Callable[[], object]) -> Status:
@@ -58,5 +66,15 @@ def _unexpected(error: Exception) -> Status:
         return Status.ENVIRONMENT
     import traceback
 
-    complain("".join(traceback.format_exception(error)) + "this is a bug in stones, please report it", "internal error")
+    whose = _culprit({frame.filename for frame in traceback.extract_tb(error.__traceback__)})
+    told = f"this is a bug in {whose}, please report it"
+    complain("".join(traceback.format_exception(error)) + told, "internal error")
     return Status.INTERNAL
+
+
+def _culprit(files: Container[str]) -> str:
+    """Return the plug-in whose file is among those that a traceback goes through, or stones."""
+    for stone in catalog.stones().values():
+        if stone.origin and str(stone.path) in files:
+            return f"the plug-in {stone.name} of {stone.origin}"
+    return "stones"

@@ -42,9 +42,9 @@ def counters(record):
 
 
 def lines():
-    """The entries of all stones, in the order of the catalogue."""
+    """The entries of all stones of this library, in the order of the catalogue."""
     with using_threads(1):
-        for stone in catalog.stones().values():
+        for stone in catalog.built_in().values():
             record = inspect(subject(stone, {}, Setup(shape=usual_shape(stone))), fvcore=False)
             found = list(counters(record))
             if not found:

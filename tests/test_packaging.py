@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -32,6 +33,19 @@ def test_the_wheel_has_exactly_our_packages(wheel):
         assert sources <= set(names)
 
 
+def test_the_source_distribution_has_the_tests_and_their_plug_in_too(tmp_path):
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    plugin = {str(path.relative_to(ROOT)) for path in (ROOT / "tests/plugin").rglob("*.*") if path.suffix != ".pyc"}
+    assert {"pyproject.toml", "tests/test_plugins.py", "tests/plugin/pyproject.toml"} | plugin <= names
+    assert {name.partition("/")[0] for name in names if name.endswith(".py")} == {
+        *("stones_cli", "layers", "profiles", "tests")
+    }
+
+
 def run(command, folder, **variables):
     environment = {**os.environ, **variables}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
@@ -50,6 +64,16 @@ def test_the_wheel_works_from_another_directory(wheel, tmp_path):
     assert '"gn"' in listed
     profiles = "from importlib.resources import files; print(*(p.name for p in files('profiles').iterdir()))"
     assert "ci.yaml" in run([sys.executable, "-c", profiles], elsewhere, PYTHONPATH=str(site))
+
+
+def test_a_plug_in_that_pip_installs_beside_the_wheel_is_listed(wheel, tmp_path):
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path)]
+    subprocess.run([*build, str(ROOT / "tests/plugin")], check=True, capture_output=True)
+    site, wheels = tmp_path / "site", [str(wheel), *map(str, tmp_path.glob("*.whl"))]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), *wheels]
+    subprocess.run(install, check=True, capture_output=True)
+    command, found = [sys.executable, str(site / "bin" / "stones"), "show", "rms-norm"], {"PYTHONPATH": str(site)}
+    assert "of stones-example 1.0, in " in run(command, tmp_path, **found, STONES_NO_PLUGINS="")
 
 
 def test_the_installed_command_works_from_another_directory(tmp_path):

@@ -33,6 +33,7 @@ _ENTRY = {
     "summary": STRING,
     "year": INTEGER,
     "paper": record({"authors": STRING, "title": STRING, "venue": STRING, "arxiv": STRING}),
+    "origin": about(nullable(record({"distribution": STRING, "version": STRING})), "of a plug-in; null for our own"),
 }
 _STATS = array(
     record({"name": STRING, "symbolic": STRING, "shape": array(_FORMULA), "given": _FORMULA, "help": STRING})

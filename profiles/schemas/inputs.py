@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from layers.catalog import stones
+from layers import catalog
 from profiles import loading
 from profiles.allocator import ALLOCATORS
 from profiles.carriers import CARRIERS
@@ -34,7 +34,7 @@ from profiles.subject import DTYPES, MEMORY_FORMATS, MOST_TENSORS
 from profiles.threads import MOST_THREADS
 from profiles.transformations import PROPERTIES
 
-_STONE = about(any_of(word(*stones()), STRING), "a name from `stones list`; case and _ for - are forgiven")
+_STONE = about(any_of(word(*catalog.built_in()), STRING), "a name from `stones list`; case and _ for - are forgiven")
 _CLASS = {"type": "string", "pattern": f"^{CLASS_OF_TORCH.pattern}$"}
 _RATIO = {"type": "number", "exclusiveMinimum": 0, "maximum": 1_000_000}
 _SETUP = {

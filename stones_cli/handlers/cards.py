@@ -9,7 +9,7 @@ import typer
 from layers import catalog
 from layers.catalog import Stone
 from stones_cli import common, parse
-from stones_cli.failures import complain
+from stones_cli.failures import complain, tell_of_broken
 from stones_cli.handlers import judged
 from stones_cli.report.emit import deliver
 from stones_cli.status import Status
@@ -43,7 +43,11 @@ def list_(
     json: common.Json = False,
     output: common.Output = None,
 ) -> Status:
-    """List the techniques: name, kind, title, paper, year."""
+    """List the techniques: name, kind, title, paper, year.
+
+    Plug-ins that are installed are among them, with their origin; of one that is broken, or whose name another has, a
+    warning says why it is not. STONES_NO_PLUGINS=1 turns plug-ins off.
+    """
     where = common.destination(format_, json, output)
 
     def wanted(stone: Stone) -> bool:
@@ -62,6 +66,7 @@ def list_(
     failed = deliver(listing(found), where, expect)
     if not found:
         complain("no technique matches", "note")
+    tell_of_broken()
     return judged(failed, where)
 
 
@@ -78,6 +83,7 @@ def show(
     other techniques, what notes and papers got wrong, and the paper.
     """
     stone = catalog.stone(name)
+    tell_of_broken(stone.name)
     where = common.destination(format_, json, output)
 
     from stones_cli.report.cards import page

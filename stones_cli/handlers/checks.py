@@ -14,6 +14,7 @@ from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.transformations import PROPERTIES
 from stones_cli import common
 from stones_cli.commands import given, named
+from stones_cli.failures import tell_of_broken
 from stones_cli.handlers import import_torch, judged, naming
 from stones_cli.progress import Bar
 from stones_cli.report.emit import deliver
@@ -134,6 +135,8 @@ def _rows(
     from profiles.chain import Conditions
 
     targets: Iterable[Target] = named(context) or claiming()
+    if not named(context):
+        tell_of_broken()
     options = given(context)
     lines = sum(len(t.card.claims) if isinstance(t, Stone) and not options else 1 for t in targets)
     rows: list[Row] = []
@@ -166,6 +169,8 @@ def check_identities(
 
     where = common.destination(format_, json, output)
     stones = [identities.stated(target) for target in named(context)] or identities.stating()
+    if not named(context):
+        tell_of_broken()
 
     from stones_cli.report.identities import equations
 

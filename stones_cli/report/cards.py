@@ -23,16 +23,25 @@ SYMBOLS = (
 
 
 def listing(stones: Iterable[Stone]) -> Report:
-    """Return one row per stone."""
+    """Return one row per stone; where there are plug-ins among them, also where each comes from."""
     chosen = list(stones)
-    rows = [(s.name, s.kind, s.card.title, s.card.paper.authors, str(s.card.paper.year)) for s in chosen]
+    columns = ("name", "kind", "title", "paper", "year", *(("origin",) if any(s.origin for s in chosen) else ()))
+    cells = ((s.name, s.kind, s.card.title, s.card.paper.authors, str(s.card.paper.year), s.origin) for s in chosen)
+    rows = [(*row, *([str(origin or "")] if "origin" in columns else [])) for *row, origin in cells]
     record = {"schema": "stones.list/1", "techniques": [_entry(stone) for stone in chosen]}
-    return Report(record, (table("", ("name", "kind", "title", "paper", "year"), rows),), items="techniques")
+    return Report(record, (table("", columns, rows),), items="techniques")
 
 
 def _entry(stone: Stone) -> dict[str, Any]:
     card = stone.card
-    return {"name": stone.name, "kind": stone.kind, "title": card.title, "summary": card.summary, **_paper(card.paper)}
+    return {
+        "name": stone.name,
+        "kind": stone.kind,
+        "title": card.title,
+        "summary": card.summary,
+        **_paper(card.paper),
+        "origin": stone.origin._asdict() if stone.origin else None,
+    }
 
 
 def _paper(paper: Paper) -> dict[str, Any]:
@@ -135,6 +144,8 @@ def _page_parts(stone: Stone) -> Iterator[Part]:
     if card.caution:
         yield Prose("Doubts about its times", (card.caution,))
     yield Prose("Paper", (str(card.paper),))
+    if stone.origin:
+        yield Prose("Plug-in", (f"of {stone.origin}, in {stone.path}",))
 
 
 _ROLES = {

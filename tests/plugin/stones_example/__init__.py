@@ -1,0 +1,1 @@
+"""Techniques for stones, one file each, in the folder of its kind."""
