@@ -1,62 +1,35 @@
-"""From the record of a probed stone (`probe.probe`) to its picture, SVG or PNG: the same bytes for the same record.
-
-Needs matplotlib, the optional extra ``draw``; no pyplot, no window, no state that is left behind.
-"""
+"""From the record of a probed stone (`probe.probe`) to its picture, SVG or PNG: the same bytes for the same record."""
 
 from __future__ import annotations
 
-import io
-import logging
 import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from profiles.errors import Refusal, Unavailable, first_line
+from profiles.figures import DPI, rendered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from profiles.picture_sketch import Sketch
 
-FORMATS = ("svg", "png")
 UNIT, WIDEST, TALLEST, NARROWEST = 0.3, 16.0, 20.0, 7.0  # inches: a cell, the drawings, the figure
 _MARGIN, _GAP, _TITLE, _HEAD, _LINE = 0.3, 0.45, 0.32, 0.5, 0.18
-_SETTINGS: Any = {"svg.hashsalt": "stones", "svg.fonttype": "path", "font.family": "DejaVu Sans"}
-
-
-def check_matplotlib() -> None:
-    """Raise `Unavailable` unless matplotlib, the extra ``draw``, can be imported."""
-    try:
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its cache directory
-        import matplotlib.figure  # noqa: F401
-    except Exception as error:
-        raise Unavailable(
-            f"a picture needs matplotlib, which cannot be imported ({first_line(error)}): pip install 'dl-stones[draw]'"
-        ) from error
 
 
 def render(
-    record: Mapping[str, Any], form: str = "svg", dpi: int = 150, pictures: Mapping[str, Any] | None = None
+    record: Mapping[str, Any], form: str = "svg", dpi: int = DPI, pictures: Mapping[str, Any] | None = None
 ) -> bytes:
     """Return the picture of ``record`` (schema stones.draw/1) as a file of ``form``, svg or png of ``dpi`` per inch.
 
     ``pictures`` are those of a contact sheet by their digests; where one is missing, its place stays empty.
     Raises `Refusal` for another form, `Unavailable` without matplotlib.
     """
-    if form not in FORMATS:
-        raise Refusal(f"{form!r} is not one of {', '.join(FORMATS)}")
-    check_matplotlib()
-    import matplotlib
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_SETTINGS)
-        made = figure(record, pictures)
-        file = io.BytesIO()
-        said = {"Title": record["title"], "Description": record["caption"]}
-        about = {"Date": None, "Creator": "stones draw"} if form == "svg" else {"Software": "stones draw"}
-        made.savefig(file, format=form, dpi=dpi, metadata={**about, **said})
-    return file.getvalue()
+    def made() -> Figure:
+        return figure(record, pictures)
+
+    return rendered(made, form, dpi, "stones draw", {"Title": record["title"], "Description": record["caption"]})
 
 
 def figure(record: Mapping[str, Any], pictures: Mapping[str, Any] | None = None) -> Figure:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from profiles.picture_sketch import INK, PALE, POINTS, Canvas, Sketch
+from profiles.figures import INK
+from profiles.picture_sketch import PALE, POINTS, Canvas, Sketch
 
 _SIDE, _PITCH, _LINE, _GAP = 3.0, 3.4, 0.42, 0.35  # of a picture, of a column, of a line of text, under a row
 _SIZE = 0.28  # of the text

@@ -1,6 +1,6 @@
 """The pencil of the pictures: cells, outlines, words and arrows on a canvas that counts in cells, y downwards.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; numbers say the same again.
+Numbers say the same as the colours once more.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch, Polygon, Rectangle
 
+from profiles.figures import INK, PALETTE
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-EMPTY, PALE, INK = "#FFFFFF", "#EDEDED", "#222222"
+EMPTY, PALE = "#FFFFFF", "#EDEDED"
 POINTS, LARGEST = 72, 9.5  # per inch; points of the numbers in cells, so that up to three digits look alike
 _NARROW = 0.64  # width of a digit, in its height
 Point = tuple[float, float]

@@ -205,4 +205,4 @@ def test_what_has_no_picture_is_refused_by_the_library_too():
     with pytest.raises(OptionError, match="groups"):
         drawing(resolve("gn"), {"groups": 3})
     with pytest.raises(Refusal, match="svg, png"):
-        picture.render({}, "pdf")
+        picture.render(probed("gn", groups=2), "pdf")

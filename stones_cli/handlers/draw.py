@@ -11,13 +11,15 @@ import typer
 
 from profiles import picture
 from profiles.errors import Refusal
+from profiles.figures import DPI
 from profiles.probe import drawing, picture_of, probe, sheet
 from profiles.subject import Subject
 from profiles.target import Target
-from stones_cli import atomic, common, parse
+from stones_cli import common, parse, pictures
 from stones_cli.commands import given, named
 from stones_cli.failures import complain
 from stones_cli.handlers import import_torch
+from stones_cli.pictures import picture_file
 from stones_cli.progress import Bar
 from stones_cli.report.emit import emit
 from stones_cli.report.tables import Prose, Report
@@ -25,19 +27,6 @@ from stones_cli.status import Status
 
 if TYPE_CHECKING:
     from profiles.photo import Photo
-
-
-_DPI = 150
-
-
-def _picture_file(text: str | Path) -> Path:
-    """Read the name of a picture, whose suffix says what is written."""
-    if text == "-":
-        raise Refusal("a picture goes to a file: name one that ends in .svg or .png")
-    path = parse.output_file(text)
-    if path.suffix.lower().removeprefix(".") not in picture.FORMATS:
-        raise Refusal(f"{str(path)!r} must end in .svg or .png, which says what is written")
-    return path
 
 
 def _image_file(text: str | Path) -> Path:
@@ -81,7 +70,7 @@ Output = Annotated[
     common.option(
         "-o",
         "--output",
-        read=_picture_file,
+        read=picture_file,
         of="file.svg|file.png",
         help="the picture, written whole or not at all; the same command writes the same bytes",
         panel=common.OUTPUT,
@@ -124,14 +113,10 @@ def draw(
     photo = _photo(target, image, shape) if image is not None else None
     sizes = (1, 3, *photo.pixels.shape[:2]) if photo else shape.sizes if shape else None
     chosen = drawing(target, options, sizes, train=train, seed=seed)
-    if output is not None:
-        atomic.check_writable(output)
-        picture.check_matplotlib()
+    pictures.check(output, "--output")
     import_torch()
-    record, pictures = _probed(chosen, photo, policy="policy" in options)
-    if output is not None:
-        form = output.suffix.lower().removeprefix(".")
-        atomic.write(output, picture.render(record, form, dpi or _DPI, pictures))
+    record, shown = _probed(chosen, photo, policy="policy" in options)
+    pictures.write(output, lambda form: picture.render(record, form, dpi or DPI, shown), "--output")
     told = Report(record, (Prose(record["title"], (record["caption"],)),), items="panels")
     emit(told, common.Destination("json" if json else "table"))
     if output is not None:

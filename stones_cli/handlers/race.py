@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from profiles.entrants import entrant
 from profiles.errors import Refusal
 from profiles.problems import DIGITS, NAMES, PROBLEMS
-from stones_cli import common, parse
+from stones_cli import common, parse, pictures
 from stones_cli.commands import was_given
 from stones_cli.handlers import import_torch, judged
 from stones_cli.options import complete_names
@@ -19,7 +20,6 @@ from stones_cli.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 RACE = "Race"
 Entrants = Annotated[
@@ -53,13 +53,7 @@ Batch = Annotated[
 Repeats = Annotated[
     int, common.option("--repeats", read=parse.whole(1), of="integer", help="of digits, seeds in a row", panel=RACE)
 ]
-Plot = Annotated[
-    Any,
-    common.option(
-        "--plot", read=parse.output_file, of="file.svg|file.png", help="draw the trajectories there (needs matplotlib)",
-        panel=common.OUTPUT,
-    ),
-]  # fmt: skip
+Plot = Annotated[Path | None, pictures.plot_option("draw the trajectories there")]
 _OF_DIGITS = ("batch", "repeats", "seed")
 
 
@@ -93,8 +87,7 @@ def race(
     if problem != DIGITS and (given := was_given(context, _OF_DIGITS)):
         raise Refusal(f"{given} is for --problem {DIGITS}; {problem} draws no random numbers")
     made = [entrant(text) for text in entrants]
-    if plot is not None:
-        _check_plot(plot)
+    pictures.check(plot)
     from profiles import digits
     from profiles import race as races
 
@@ -113,8 +106,7 @@ def _profiled(context: typer.Context, name: str, plot: Path | None, where: Any, 
     from profiles.race_profiles import load
 
     made, training = load(name)
-    if plot is not None:
-        _check_plot(plot)
+    pictures.check(plot)
     return _told(_run(lambda note: digits.race(made, training, note)), plot, where, expect)
 
 
@@ -147,24 +139,11 @@ def _run(work: Any) -> Any:
         return work(bar.show)
 
 
-def _check_plot(plot: Path) -> None:
-    from profiles.picture import check_matplotlib
-    from stones_cli.atomic import check_writable
-
-    if plot.suffix.lower() not in (".svg", ".png"):
-        raise Refusal(f"--plot {plot}: a picture is a file.svg or a file.png")
-    check_matplotlib()
-    check_writable(plot, "--plot")
-
-
 def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) -> Status:
+    from profiles.race_plot import render
     from stones_cli.report.race import trajectories
 
-    if plot is not None:
-        from profiles.race_plot import render
-        from stones_cli import atomic
-
-        atomic.write(plot, render(record, plot.suffix.lower().removeprefix(".")), "--plot")
+    pictures.write(plot, lambda form: render(record, form))
     if record["interrupted"]:
         deliver(trajectories(record), where, None)
         return Status.INTERRUPTED
