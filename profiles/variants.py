@@ -133,20 +133,27 @@ def growth(record: Mapping[str, Any]) -> list[Record]:
     for made in record["cases"]:
         if made["at"] is None:
             continue
-        line = made["name"].replace(f" {made['at']['axis']}={value_text(made['at']['value'])}", "", 1)
+        line = line_of(made)
         for candidate in made["candidates"]:
             name = line if candidate["role"] == "stone" else candidate["name"]
             key = (made["direction"], line, name)
             row = {"direction": made["direction"], "case": line, "candidate": name, "value": made["at"]["value"]}
             row |= {"ms": candidate["ms"], "copies": candidate["copies"], "exponent": None}
             if key in before:
-                row["exponent"] = _slope(before[key], row)
+                row["exponent"] = slope(before[key], row)
             before[key] = row
             rows.append(row)
     return rows
 
 
-def _slope(one: Record, other: Record) -> float | None:
+def line_of(made: Mapping[str, Any]) -> str:
+    """Return the name of a record of a case on a sweep without its point: what it shares with its neighbours."""
+    point = f"{made['at']['axis']}={value_text(made['at']['value'])}"
+    return str(made["name"]).replace(f" {point}", "", 1)
+
+
+def slope(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """Return the exponent between two points, each with ``value`` and ``ms``; None where one is no positive number."""
     values = one["value"], other["value"]
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in values):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from layers.catalog import KINDS
 from profiles.subject import DTYPES, MEMORY_FORMATS, MOST_TENSORS
 from profiles.sweep import Sweep
 from profiles.threads import MOST_THREADS
-from stones_cli import common, parse
+from stones_cli import common, parse, pictures
 from stones_cli.options import complete_names
 
 TIMING, GATES = "Timing", "Gates"
@@ -134,3 +135,4 @@ FailInconclusive = Annotated[
         "--fail-inconclusive", help="exit with status 4 when the noise does not let a gate be judged", panel=GATES
     ),
 ]
+Plot = Annotated[Path | None, pictures.plot_option("draw ratios and samples there, of a sweep times")]

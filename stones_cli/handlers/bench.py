@@ -12,7 +12,7 @@ from profiles import expect as expectations
 from profiles.errors import Refusal
 from profiles.subject import Setup, default_shape
 from stones_cli import bench_options as options
-from stones_cli import common, parse
+from stones_cli import common, parse, pictures
 from stones_cli.commands import given, named, was_given
 from stones_cli.failures import complain
 from stones_cli.handlers import import_torch, naming
@@ -58,6 +58,7 @@ def bench(
     memory_formats: options.MemoryFormats = options.CONTIGUOUS,
     train: common.Train = True,
     seed: common.Seed = 0,
+    plot: options.Plot = None,
     expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
@@ -89,12 +90,17 @@ def bench(
 
         what = _chosen(context, kind, every, directions, settings)
     what = _planned(what, rounds, budget, threads)
+    pictures.check(plot)
     record = _run(what)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
 
+    from profiles.bench_plot import render
     from stones_cli.report.bench import report
 
-    emit(report(record, outcomes), where)
+    try:
+        emit(report(record, outcomes), where)
+    finally:  # also where nobody reads the table to its end
+        pictures.write(plot if record["cases"] else None, lambda form: render(record, form))
     return _status(record, [str(o) for o in outcomes if not o.ok], fail_inconclusive, where)
 
 
