@@ -44,6 +44,12 @@ class Cell:
     verdict: str = "n/a"
     reason: str = ""
 
+    def under(self) -> str:
+        """Return under what it was measured, in words."""
+        mode = self.mode if self.mode == "train" else f"{self.mode}, {self.history} statistics"
+        weight = f"weights of {self.weight}" if self.weight else ""
+        return "; ".join(part for part in (weight, self.row, "" if self.mode in self.row else mode) if part)
+
 
 class Deviating(Protocol):
     """What a measure returns."""

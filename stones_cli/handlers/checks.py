@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -12,7 +13,7 @@ from profiles.cells import claiming, failures
 from profiles.errors import Refusal
 from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.transformations import PROPERTIES
-from stones_cli import common
+from stones_cli import common, pictures
 from stones_cli.commands import given, named
 from stones_cli.failures import tell_of_broken
 from stones_cli.handlers import import_torch, judged, naming
@@ -51,6 +52,7 @@ List = Annotated[bool, common.flag("--list", help="only say what the properties 
 Verbose = Annotated[
     bool, common.flag("-v", "--verbose", help="show a counterexample for every “no”", panel=common.OUTPUT)
 ]
+Plot = Annotated[Path | None, pictures.plot_option("draw the table there")]
 
 
 def check_invariance(
@@ -61,6 +63,7 @@ def check_invariance(
     published: Published = False,
     list_: List = False,
     verbose: Verbose = False,
+    plot: Plot = None,
     expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
@@ -80,16 +83,19 @@ def check_invariance(
     from stones_cli.report.invariance import definitions, matrix
 
     if list_:
+        _refuse_plot(plot)
         return judged(deliver(definitions(PROPERTIES.values()), where, expect), where)
+    pictures.check(plot)
     import_torch()
 
-    from profiles import invariance
+    from profiles import invariance, invariance_plot
 
     if published:
         rows = invariance.published()
     else:
         cells = len(property_ or PROPERTIES) * len(carrier or CARRIERS)
         rows = _rows(context, invariance.check, cells, properties=property_ or None, carriers=carrier or None)
+    pictures.write(plot, lambda form: invariance_plot.render(rows, form))
     return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)], where)
 
 
@@ -100,6 +106,7 @@ def check_gradients(
     carrier: Carrier = None,
     list_: List = False,
     verbose: Verbose = False,
+    plot: Plot = None,
     expect: common.Expect = None,
     format_: common.Format = None,
     json: common.Json = False,
@@ -118,14 +125,22 @@ def check_gradients(
     from stones_cli.report.geometry import definitions, matrix
 
     if list_:
+        _refuse_plot(plot)
         return judged(deliver(definitions(GRADIENT_PROPERTIES.values()), where, expect), where)
+    pictures.check(plot)
     import_torch()
 
-    from profiles import geometry
+    from profiles import geometry, invariance_plot
 
     cells = len(property_ or GRADIENT_PROPERTIES) * len(carrier or CARRIERS)
     rows = _rows(context, geometry.check, cells, properties=property_ or None, carriers=carrier or None)
+    pictures.write(plot, lambda form: invariance_plot.render(rows, form, title=invariance_plot.GRADIENTS))
     return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)], where)
+
+
+def _refuse_plot(plot: Path | None) -> None:
+    if plot is not None:
+        raise Refusal(f"--plot {plot}: --list measures nothing that could be drawn; give one of them")
 
 
 def _rows(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from profiles.gradients import GRADIENT_PROPERTIES, GradientProperty
-from stones_cli.report.invariance import claims, conditions
+from stones_cli.report.invariance import claims
 from stones_cli.report.tables import Report, table
 
 if TYPE_CHECKING:
@@ -48,6 +48,6 @@ def _counterexample(row: Row) -> str:
         return ""
     place = f"{column.place} {', '.join(map(str, found.index))}: " if found.index else ""
     return (
-        f"{row.stone} ({conditions(row)}), {row.property} on {row.carrier}: {place}{column.value} is "
+        f"{row.stone} ({row.under()}), {row.property} on {row.carrier}: {place}{column.value} is "
         f"{found.found:.9g}, {column.instead} {found.wanted:.9g} (seed {found.seed})"
     )

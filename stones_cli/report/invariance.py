@@ -34,7 +34,7 @@ def claims(
     """
     lines: dict[Label, dict[str, Claimed]] = {}
     for row in rows:
-        lines.setdefault((row.stone, conditions(row), row.carrier), {})[row.property] = row
+        lines.setdefault((row.stone, row.under(), row.carrier), {})[row.property] = row
     measured = {label: cells for label, cells in lines.items() if any(c.verdict != "n/a" for c in cells.values())}
     columns = list(dict.fromkeys(row.property for row in rows))
     body = [
@@ -81,13 +81,6 @@ def definitions(properties: Iterable[Property]) -> Report:
     return Report(record, (table("", ("property", "title", "definition", "in the paper"), rows),), items="properties")
 
 
-def conditions(row: Claimed) -> str:
-    """Return under what a cell was measured, in words."""
-    mode = row.mode if row.mode == "train" else f"{row.mode}, {row.history} statistics"
-    weight = f"weights of {row.weight}" if row.weight else ""
-    return "; ".join(part for part in (weight, row.row, "" if row.mode in row.row else mode) if part)
-
-
 def _cell(row: Claimed) -> str:
     if row.verdict == "n/a":
         return "–"
@@ -106,7 +99,7 @@ def _counterexample(row: Row) -> str:
         return ""
     where = ", ".join(map(str, found.index))
     return (
-        f"{row.stone} ({conditions(row)}), {row.property} on {row.carrier}: output[{where}] was "
+        f"{row.stone} ({row.under()}), {row.property} on {row.carrier}: output[{where}] was "
         f"{found.before:.6g}, becomes {found.after:.6g} (seed {found.seed})"
     )
 
