@@ -73,12 +73,15 @@ def figure(record: Mapping[str, Any], pictures: Mapping[str, Any] | None = None)
 
 def _rows(record: Mapping[str, Any], pictures: Mapping[str, Any]) -> list[list[Sketch]]:
     from profiles import picture_matrix as matrices
+    from profiles.picture_path import path_rows
     from profiles.picture_sharing import sharing_rows
     from profiles.picture_sheet import sheet_rows
 
     panels = record["panels"]
     if panels[0]["kind"] == "sheet":
         return sheet_rows(panels[0], pictures)
+    if panels[0]["kind"] == "path":
+        return path_rows(panels[0])
     if panels[0]["kind"] == "reach":
         return matrices.reach_rows(panels)
     if panels[0]["kind"] == "sharing":

@@ -87,6 +87,14 @@ class Canvas:
             )
         )
 
+    def wire(self, corners: list[Point]) -> None:
+        """Draw a line through ``corners``."""
+        self.axes.plot(*zip(*corners, strict=True), color=INK, linewidth=1, solid_capstyle="butt")
+
+    def dot(self, x: float, y: float) -> None:
+        """Draw the point at which wires are joined."""
+        self.axes.plot(x, y, "o", color=INK, markersize=4)
+
     def arrow(self, start: Point, end: Point) -> None:
         """Draw an arrow."""
         self.axes.add_patch(

@@ -1,7 +1,8 @@
 """`stones draw`: what the picture of a stone shows, measured on the running layer: one record, schema stones.draw/1.
 
 ``panels`` are what is drawn, each with its ``kind``: sharing (which elements each statistic is made of), origin (where
-the number in each cell comes from), reach (how far convolutions see) or sheet (what operations make of a picture).
+the number in each cell comes from), reach (how far convolutions see), sheet (what operations make of a picture) or path
+(what statistics, state and output are computed from, in which order).
 `picture.render` makes the picture of it.
 """
 
@@ -33,6 +34,8 @@ Step = Callable[[float], None]
 
 MOST_ELEMENTS = 1024  # of what is changed one by one
 MOST_CELLS = 2048  # of what is drawn
+MOST_FOLLOWED = 2**24  # elements of an input that runs a few times
+MOST_STEPS = 24  # of a path
 # Inputs that nobody gave, the first one that the options admit.
 _INPUTS = {
     "norm": ((2, 4, 4, 4), (4, 4, 4, 4), (8, 4, 2, 2)),
@@ -42,7 +45,9 @@ _INPUTS = {
     "levels": ((1, 1, 13, 13),),
     "rearrangement": ((1, 2, 4, 4), (1, 2, 6, 6), (4, 2, 2, 2)),
     "sheet": ((1, 3, *BUILT_IN),),
+    "path": ((3, 4, 2, 2), (4, 4, 2, 2), (8, 4, 2, 2)),  # sizes that tell N from C, where they may
 }
+PATH = "path"
 
 
 def picture_of(target: Target) -> str:
@@ -68,6 +73,12 @@ def picture_of(target: Target) -> str:
     return "sharing" if names else ""
 
 
+def has_path(target: Target) -> bool:
+    """Tell whether the data path of ``target`` can be followed: that of a stone which names what it computes."""
+    card = card_of(target)
+    return card is not None and card.role == "layer" and bool(card.statistics) and picture_of(target) != ""
+
+
 def drawable() -> list[str]:
     """Return the names of the stones that have a picture."""
     return [name for name, stone in catalog.stones().items() if picture_of(stone)]
@@ -80,14 +91,19 @@ def drawing(
     *,
     train: bool | None = None,
     seed: int = 0,
+    path: bool = False,
 ) -> Subject:
     """Return ``target`` ready to be probed, in float64, on an input of ``shape``, None: a small one; augmentations work
     on one image in uint8.
 
     ``train`` None is training, but evaluation for poolings, whose batch norms tie everything together in training.
+    ``path``: for its data path.
     Raises `Refusal` for a stone without a picture and for what is too large to be read, OptionError for options; does
     not import torch.
     """
+    if path and not has_path(target):
+        names = ", ".join(name for name, stone in catalog.stones().items() if has_path(stone))
+        raise Refusal(f"no data path can be followed of {target.name}: it names no statistics; {names} do")
     picture = picture_of(target)
     if not picture:
         raise Refusal(f"no picture is defined for {target.name}; there is one for {', '.join(drawable())}")
@@ -96,9 +112,11 @@ def drawing(
     setup = Setup((), dtype, train=kind != "pool" if train is None else train, seed=seed)
     if shape is not None:
         made = subject(target, options or {}, replace(setup, shape=shape))
+    elif path:
+        made = _smallest(target, options or {}, setup, PATH if kind == "norm" else kind)
     else:
         made = _smallest(target, options or {}, setup, kind if picture not in ("reach", *_INPUTS) else picture)
-    _refuse_large(made, picture)
+    _refuse_large(made, PATH if path else picture)
     return made
 
 
@@ -129,7 +147,7 @@ def _refuse_large(what: Subject, picture: str) -> None:
         if count != 1 or max(height, width) > LONGEST_SIDE:
             raise Refusal(f"--input {shape}: a sheet shows 1 image, its sides at most {LONGEST_SIDE} pixels")
         return
-    most = MOST_CELLS if picture in ("reach", "rearrangement") else MOST_ELEMENTS
+    most = MOST_CELLS if picture in ("reach", "rearrangement") else MOST_FOLLOWED if picture == PATH else MOST_ELEMENTS
     counts = {f"--input {shape}": (what.setup.elements, most)}
     card, symbols = what.card, what.symbols
     if card is not None:
@@ -137,7 +155,7 @@ def _refuse_large(what: Subject, picture: str) -> None:
         if picture == "rearrangement":
             cells = math.prod(card.output_shape(what.setup.shape, what.options))
             counts["its output"] = (cells, MOST_CELLS)
-        for stat in card.statistics:
+        for stat in card.statistics if picture != PATH else ():
             sizes = stat.at(symbols)
             counts[f"its {stat.name}"] = (0 if sizes is None else math.prod(sizes), MOST_CELLS)
     for where, (count, limit) in counts.items():
@@ -183,6 +201,23 @@ def probe(what: Subject, step: Step = lambda done: None) -> Record:
     return _recorded(what, [panel.record() for panel in panels])
 
 
+def data_path(what: Subject) -> Record:
+    """Return the record of the data path of ``what``, made by `drawing` for it: `probe` of another picture.
+
+    Raises `Refusal` for one of more steps than can be read.
+    """
+    from profiles.probe_path import path
+
+    panel = path(what)
+    if len(panel["steps"]) > MOST_STEPS:
+        mode = "; in evaluation there are fewer: --eval" if what.setup.train else ""
+        raise Refusal(
+            f"the data path of {what.name} has {len(panel['steps'])} steps, more than can be read in a picture "
+            f"({MOST_STEPS}){mode}"
+        )
+    return _recorded(what, [panel], PATH)
+
+
 def sheet(what: Subject, photo: Photo | None = None, *, policy: bool = False) -> tuple[Record, Pictures]:
     """Return the record of the contact sheet of ``what``, an augmentation made by `drawing`, and its pictures.
 
@@ -194,12 +229,12 @@ def sheet(what: Subject, photo: Photo | None = None, *, policy: bool = False) ->
     return _recorded(what, [panel]), pictures
 
 
-def _recorded(what: Subject, panels: list[Record]) -> Record:
+def _recorded(what: Subject, panels: list[Record], picture: str = "") -> Record:
     record = {
         "schema": SCHEMA,
         "stone": what.name,
         "title": _title(what),
-        "picture": picture_of(what.target),
+        "picture": picture or picture_of(what.target),
         "options": {name: list(value) if isinstance(value, tuple) else value for name, value in what.options.items()},
         "input": list(what.setup.shape),
         "mode": "train" if what.setup.train else "eval",

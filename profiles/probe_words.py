@@ -15,7 +15,7 @@ _PLURALS = {
 
 def caption(record: Mapping[str, Any]) -> str:
     """Return one sentence for each panel, and how it was found."""
-    words = {"sharing": _sharing, "origin": _origin, "reach": _reach, "sheet": _sheet}
+    words = {"sharing": _sharing, "origin": _origin, "reach": _reach, "sheet": _sheet, "path": _path}
     panels = record["panels"]
     said = [_taps(panels)] if record["picture"] == "taps" else [words[panel["kind"]](panel) for panel in panels]
     how = {
@@ -23,6 +23,7 @@ def caption(record: Mapping[str, Any]) -> str:
         "origin": "Probed: the layer ran on numbered elements.",
         "reach": "Probed: the gradient of the output in the middle, all taps 1.",
         "sheet": "Probed: the operations ran on the original.",
+        "path": "Probed: one run was followed operation by operation; then its sources were changed, one by one.",
     }
     return " ".join([*said, how[panels[0]["kind"]]])
 
@@ -114,6 +115,37 @@ def _reach(panel: Panel) -> str:
     box = (high - field[0] - field[1]) * (wide - field[2] - field[3])
     holes = f"{box - seen} holes" if box > seen else "no holes"
     return f"After {panel['target']}: {seen} of {box} positions of the receptive field are seen, {holes}."
+
+
+def tensors_of(step: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the names of the tensors of a step of a path, and their shapes, each once."""
+    shapes = ("×".join(map(str, tensor["shape"])) or "scalar" for tensor in step["tensors"])
+    return [tensor["name"] for tensor in step["tensors"]], [*dict.fromkeys(shapes)]
+
+
+def _path(panel: Panel) -> str:
+    """Say step by step what is computed from what."""
+    steps, said = panel["steps"], list[str]()
+    for number, step in enumerate(steps):
+        if step["kind"] not in ("statistic", "update", "output"):
+            continue
+        names, shapes = tensors_of(step)
+        made = {"update": f"written: {few(names)}", "output": "the output"}.get(step["kind"], few(names))
+        sources = [few(tensors_of(steps[i])[0]) + _ABOUT.get(steps[i]["kind"], "") for i in step["reads"]]
+        unread = step["kind"] == "statistic" and not any(number in later["reads"] for later in steps)
+        found = f"from {'; '.join(sources)}" if sources else "a constant"
+        beside = ", read by nothing that follows" if unread else ""
+        said.append(f"({len(said) + 1}) {made} ({', '.join(shapes)}), {found}{beside}")
+    return ". ".join(said) + "."
+
+
+_ABOUT = {"state": " before", "update": " as written"}
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """Return ``names``, of many the first and how many more there are."""
+    few = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return ", ".join(few)
 
 
 def _sheet(panel: Panel) -> str:

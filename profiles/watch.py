@@ -10,7 +10,7 @@ from torch import Tensor
 
 from profiles.dispatch import Window
 
-_KERNELS = ("native_group_norm", "native_layer_norm", "native_batch_norm", "cudnn_batch_norm")
+KERNELS = ("native_group_norm", "native_layer_norm", "native_batch_norm", "cudnn_batch_norm")
 
 
 class _Watching(Window):
@@ -19,7 +19,7 @@ class _Watching(Window):
         self.seen: dict[str, Tensor] = {}
 
     def after(self, func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
-        if name in _KERNELS:
+        if name in KERNELS:
             for statistic, tensor in zip(("mean", "rstd"), out[1:3], strict=True):
                 if tensor.numel():
                     self.seen[self._unused(f"{name}.{statistic}")] = tensor.detach()

@@ -60,6 +60,7 @@ LINES = [
         f"draw {name}"
         for name in ("in", "im2col", "subpixel", "hdc", "spp", "autoaugment", "autoaugment --policy svhn")
     ),
+    "draw bcn --groups 2 --path",
     "diff gn ln --no-measure",
     "diff svb omd -i 8x4x3x3 --expect differing>1",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from profiles.cases import DIRECTIONS
+from profiles.path_steps import KINDS
 from profiles.run import VERDICTS
 from profiles.run_profiles import CHECKS
 from profiles.schemas.inspections import AUGMENTATION, INSPECT, TRANSFORM
@@ -197,6 +198,11 @@ _SHEET = {
     "image": record({"source": word("built in", "file"), "mode": STRING, "size": SHAPE, "file_size": SHAPE}),
     "rows": array(record({"name": STRING, "cells": array(record(_CELL))})),
 }
+_STEP = {
+    "kind": word(*KINDS),
+    "tensors": array(record({"name": STRING, "shape": SHAPE})),
+    "reads": about(array(COUNT), "the steps before, from 0, that it is computed from"),
+}
 DRAW = document(
     "draw",
     "What `stones draw --json` prints: what was found out about the running layer, which the picture shows.",
@@ -214,6 +220,7 @@ DRAW = document(
                 record({"kind": {"const": "origin"}, **_PANEL, **_SOURCED, **_ORIGIN}),
                 record({"kind": {"const": "reach"}, **_PANEL, "counts": array(COUNT)}),
                 record({"kind": {"const": "sheet"}, **_PANEL, **_SHEET}),
+                record({"kind": {"const": "path"}, **_PANEL, **_SOURCED, "steps": array(record(_STEP))}),
             )
         ),
         "caption": STRING,

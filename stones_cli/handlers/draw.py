@@ -12,7 +12,7 @@ import typer
 from profiles import picture
 from profiles.errors import Refusal
 from profiles.figures import DPI
-from profiles.probe import drawing, picture_of, probe, sheet
+from profiles.probe import data_path, drawing, picture_of, probe, sheet
 from profiles.subject import Subject
 from profiles.target import Target
 from stones_cli import common, parse, pictures
@@ -65,6 +65,14 @@ Train = Annotated[
         rich_help_panel=common.SETUP,
     ),
 ]
+Path_ = Annotated[
+    bool,
+    common.flag(
+        "--path",
+        help="instead: the data path, what statistics, state and output are computed from, in which order",
+        panel=common.OUTPUT,
+    ),
+]
 Output = Annotated[
     Path | None,
     common.option(
@@ -91,6 +99,7 @@ def draw(
     context: typer.Context,
     technique: common.Name,
     image: Image = None,
+    path: Path_ = False,
     shape: Input = None,
     train: Train = None,
     seed: common.Seed = 0,
@@ -101,9 +110,10 @@ def draw(
     """Draw what a running layer does with its elements.
 
     Which share a statistic (normalizations, standardized weights), which stand where in the matrix of patches, where a
-    rearrangement moves them, which bins and strips poolings take, how far dilated convolutions see. All of it is found
-    by running the layer, nothing is read off its card. Of an augmentation, a contact sheet: IMAGE after each operation
-    or, given --policy, after draws of its sub-policies. Needs matplotlib: pip install 'dl-stones[draw]'.
+    rearrangement moves them, which bins and strips poolings take, how far dilated convolutions see; with --path what
+    is computed from what. All of it is found by running the layer, nothing is read off its card. Of an augmentation, a
+    contact sheet: IMAGE after each operation or, given --policy, after draws of its sub-policies. Needs matplotlib: pip
+    install 'dl-stones[draw]'.
     """
     if output is None and not json:
         raise Refusal("give -o file.svg or -o file.png for the picture, or --json for its data alone")
@@ -112,10 +122,10 @@ def draw(
     target, options = named(context)[0], given(context)
     photo = _photo(target, image, shape) if image is not None else None
     sizes = (1, 3, *photo.pixels.shape[:2]) if photo else shape.sizes if shape else None
-    chosen = drawing(target, options, sizes, train=train, seed=seed)
+    chosen = drawing(target, options, sizes, train=train, seed=seed, path=path)
     pictures.check(output, "--output")
     import_torch()
-    record, shown = _probed(chosen, photo, policy="policy" in options)
+    record, shown = (data_path(chosen), {}) if path else _probed(chosen, photo, policy="policy" in options)
     pictures.write(output, lambda form: picture.render(record, form, dpi or DPI, shown), "--output")
     told = Report(record, (Prose(record["title"], (record["caption"],)),), items="panels")
     emit(told, common.Destination("json" if json else "table"))
