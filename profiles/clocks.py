@@ -50,6 +50,9 @@ class Clock(Protocol):
     def block(self, job: Job, calls: int) -> float:
         """Return the seconds that ``calls`` calls of ``job`` take together."""
 
+    def once(self, job: Job, calls: int) -> tuple[float, bool]:
+        """Return the seconds of a block that is never run again, and whether it was disturbed."""
+
 
 def preemptions() -> int:
     """Return how often the system took the processor away from this thread; 0 where it does not count."""
@@ -58,6 +61,18 @@ def preemptions() -> int:
     except ImportError:
         return 0
     return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_nivcsw
+
+
+def undisturbed(once: Callable[[], tuple[float, bool]]) -> tuple[float, int]:
+    """Run a block by ``once`` until it is long or was not disturbed, a few times at most.
+
+    ``once`` returns seconds and whether it was disturbed. Returns the seconds of the last, and how many came before it.
+    """
+    for before in range(_TRIES):
+        took, disturbed = once()
+        if took > _LONG or not disturbed:
+            return took, before
+    return took, before
 
 
 @dataclass
@@ -77,13 +92,15 @@ class HostClock:
 
     def block(self, job: Job, calls: int) -> float:
         """Return the time of an undisturbed block, or of the last one if they are long or none is undisturbed."""
-        for tried in range(_TRIES):
-            self.repeated += tried > 0
-            before = self.preempted()
-            took = self._block(job, calls)
-            if took > _LONG or self.preempted() == before:
-                break
+        took, before = undisturbed(lambda: self.once(job, calls))
+        self.repeated += before
         return took
+
+    def once(self, job: Job, calls: int) -> tuple[float, bool]:
+        """Return the time of one block, and whether the processor was taken away meanwhile."""
+        before = self.preempted()
+        took = self._block(job, calls)
+        return took, self.preempted() != before
 
     def _block(self, job: Job, calls: int) -> float:
         """Read the clock around all calls; around each one when there is something to prepare."""
@@ -130,6 +147,10 @@ class EventClock:
             end.record()
         self.synchronize()
         return float(sum(start.elapsed_time(end) for start, end in pairs)) / 1e3
+
+    def once(self, job: Job, calls: int) -> tuple[float, bool]:
+        """Return the time of a block; events do not see a disturbance."""
+        return self.block(job, calls), False
 
 
 def check_clock(device: str, name: str = WALL, threads: int = 1) -> None:
