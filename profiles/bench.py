@@ -14,10 +14,12 @@ from profiles import allocator
 from profiles.cases import COPY, Case
 from profiles.cautions import Warned, about_card, about_machine
 from profiles.clocks import WALL, Clock, Job, check_clock, clock_for
+from profiles.communication import check_graph, clock_over, completed, ranks_of, traffic
 from profiles.environment import cores, environment, load
 from profiles.errors import Refusal
 from profiles.intervals import Interval, Verdict
 from profiles.jobs import jobs
+from profiles.ranks import Ranks, spanning
 from profiles.skips import Skipped, Skips
 from profiles.subject import check_environment
 from profiles.threads import using_threads
@@ -77,18 +79,26 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
 
     A case that fails a binding gate is measured once more, in new rounds, and what these say counts: a failure is one
     that was found twice. Its record has 2 ``attempts`` and the ratios of the first under ``earlier``.
+
+    Where torch.distributed is initialised with several ranks, every rank must call this alike: each has an input of its
+    own of the shape given, times are those of the slowest, and what one raises all raise.
     """
+    with spanning() as ranks:
+        return _bench(what, progress, ranks)
+
+
+def _bench(what: Bench, progress: Callable[[Progress], None] | None, ranks: Ranks) -> Record:
     device = what.cases[0].subject.setup.device
     skips = Skips(what.skips, [*what.skipped])
-    cases = _fitting(what.cases, skips)
+    cases = _fitting(what.cases, skips, ranks)
     kept = what.allocator == allocator.KEPT and allocator.keep_freed_memory()
     threads = max(case.threads for case in cases)
-    machine = [warned.record() for warned in about_machine(threads, cores(), load(), what.clock)]
+    machine = [warned.record() for warned in about_machine(threads, cores(), load(), what.clock, ranks.here)]
     done: list[Record] = []
     interrupted = False
     with _torch_as_it_was(device):
         surroundings = environment(device, allocator.KEPT if kept else allocator.SYSTEM)
-        clock = clock_for(device, what.clock)
+        clock = clock_over(ranks, clock_for(device, what.clock))
         try:
             for number, case in enumerate(cases):
                 with skips.leaving_out(case.label):
@@ -103,6 +113,7 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
         "environment": surroundings,
         "plan": {**asdict(what.plan), "clock": clock.name, "cache": clock.cache},
         "sweep": sweep_of(cases),
+        "ranks": ranks.record(),
         "cases": done,
         "skipped": [asdict(skipped) for skipped in skips.found],
         "warnings": machine,
@@ -111,12 +122,13 @@ def bench(what: Bench, progress: Callable[[Progress], None] | None = None) -> Re
     }
 
 
-def _fitting(cases: Sequence[Case], skips: Skips) -> list[Case]:
-    """Return the cases for which device and memory are there."""
+def _fitting(cases: Sequence[Case], skips: Skips, ranks: Ranks) -> list[Case]:
+    """Return the cases for which device and memory are there, on every rank."""
     found = []
     for case in cases:
-        with skips.leaving_out(case.label):
-            check_environment(case.subject, tensors=8 + 2 * len(case.references))
+        with skips.leaving_out(case.label), ranks.agreeing():
+            check_graph(case, ranks)
+            check_environment(case.subject, tensors=(8 + 2 * len(case.references)) * ranks.here)
             found.append(case)
     skips.check(found)
     return found
@@ -138,14 +150,18 @@ def _teller(
 def _measure(case: Case, plan: Plan, clock: Clock, done: list[Record], tell: Callable[[float], None]) -> None:
     """Append the record of ``case`` to ``done``, also when interrupted after enough rounds."""
     tell(0.0)
-    with using_threads(case.threads):
-        timing = Timing(jobs(case), case.comparisons, plan, clock)
-        memory = {job.name: _memory(job, case.subject.setup.device) for job in timing.jobs}
+    ranks = ranks_of(clock)
+    with ranks.agreeing(), using_threads(case.threads):
+        made = jobs(case, ranks.rank)
+        talks = traffic(made, ranks)
+        alone = [each.alone for each in talks.values() if each.alone is not None]
+        timing = Timing([*made, *alone], case.comparisons, plan, clock)
+        memory = {job.name: _memory(job, case.subject.setup.device) for job in made}
         try:
             timing.run(tell)
         finally:
             if len(timing.rounds) >= LEAST_ROUNDS:
-                done.append(record(case, timing, memory))
+                done.append(completed(record(case, timing, memory), timing, talks))
 
 
 def _measure_failures_again(
@@ -218,7 +234,7 @@ def record(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> Recor
 
 
 def _candidates(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> list[Record]:
-    """One row per job: times in milliseconds, multiple of the copy, GB/s on the byte floor, GFLOP/s, raw samples.
+    """One row per job of ``memory``: milliseconds, multiple of the copy, GB/s on the byte floor, GFLOP/s, raw samples.
 
     ``peak_bytes`` is the most that one call had allocated at once, ``workspace_bytes`` that beside what it returned and
     kept; ``compile_s`` what torch.compile took.
@@ -227,7 +243,7 @@ def _candidates(case: Case, timing: Timing, memory: Mapping[str, Allocated]) -> 
     copied = 2 * setup.elements * setup.itemsize
     copy = summary(timing.samples(COPY), timing.plan.seed).median.median
     rows = []
-    for job in timing.jobs:
+    for job in (job for job in timing.jobs if job.name in memory):
         seconds = timing.samples(job.name)
         found = summary(seconds, timing.plan.seed)
         took = found.median.median

@@ -100,18 +100,18 @@ def about_card(name: str, caution: str) -> Warned:
     return Warned(Caution.CARD, name, caution, f"see `stones show {name}`")
 
 
-def about_machine(threads: int, cores: int, load: float | None, clock: str) -> list[Warned]:
-    """Look at the machine before anything is timed."""
+def about_machine(threads: int, cores: int, load: float | None, clock: str, ranks: int = 1) -> list[Warned]:
+    """Look at the machine, which runs ``ranks`` processes of ``threads`` threads, before anything is timed."""
     found = []
-    if threads > cores:
-        found.append(
-            Warned(
-                Caution.THREADS, "machine", f"{threads} threads share {cores} cores", f"give at most {cores} threads"
-            )
-        )
-    elif load is not None and load + threads > cores + 0.5:
+    if threads * ranks > cores:
+        who, advice = f"{threads} threads share", f"give at most {cores} threads"
+        if ranks > 1:
+            who = f"{ranks} ranks of {threads} thread(s) share"
+            advice = f"give --threads {cores // ranks}" if cores >= ranks else f"start at most {cores} ranks a machine"
+        found.append(Warned(Caution.THREADS, "machine", f"{who} {cores} cores", advice))
+    elif load is not None and load + threads * ranks > cores + 0.5:
         advice = "wait, or give fewer threads" if threads > 1 else "wait"
-        if threads == 1 and clock == WALL:
+        if threads == ranks == 1 and clock == WALL:
             advice += ", or use the cpu clock"
         found.append(Warned(Caution.LOAD, "machine", f"{load:g} processes already run on {cores} cores", advice))
     return found

@@ -16,12 +16,13 @@ from profiles.results import DIFF
 
 Record = dict[str, Any]
 # The blocks of a result that say how it came about, not what was found.
-CIRCUMSTANCES = ("environment", "plan", "profile", "interrupted", "budget")
+CIRCUMSTANCES = ("environment", "plan", "ranks", "profile", "interrupted", "budget")
 # Left out: the clock's, what follows from it, what rounding alone decides, what repeats other parts.
 IGNORED = {
     "samples_ns", "ms", "ms_ci95", "iqr_ms", "min_ms", "copies", "gb_per_s", "of_copy_bandwidth", "images_per_s",
     "gflop_per_s", "calls", "rounds", "repeated_blocks", "seconds", "settled", "warnings", "ratio", "ratio_ci95",
-    "noise_floor", "attempts", "earlier", "compile_s", "deviation", "within", "counterexample", "reason",
+    "noise_floor", "attempts", "earlier", "compile_s", "spread_ms", "slowest_rank", "share", "deviation", "within",
+    "counterexample", "reason",
     "checks", "expectations", "points", "differing", "false_alarms", "noise_floor_median", "drift", "place",
     *CIRCUMSTANCES,
 }  # fmt: skip

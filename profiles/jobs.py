@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def jobs(what: Case) -> list[Job]:
+def jobs(what: Case, rank: int = 0) -> list[Job]:
     """Build everything that ``what`` names, run each once, and return the jobs: stone, references, copy.
 
-    All share one input. Raises `Refusal` when a layer refuses it or has no gradient to give, `Unavailable` when
-    torch.compile fails.
+    All share one input, on every ``rank`` another of the same shape. Raises `Refusal` when a layer refuses it or has no
+    gradient to give, `Unavailable` when torch.compile fails.
     """
     import torch
 
     learns = what.subject.setup.train or what.direction != "forward"
-    x = what.subject.input(requires_grad=learns)
+    x = what.subject.input(requires_grad=learns, seed=1 + 3 * rank)  # parameters and gradient take seeds 0 and 2
     made = []
     for name, found in {what.label: what.subject, **what.references}.items():
         layer = _Layer(found or reference(what.subject, name), x, what.compile)

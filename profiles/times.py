@@ -14,7 +14,10 @@ from typing import Any
 from profiles.intervals import Interval, bootstrap_ratio
 
 # The circumstances under which times compare: all equal.
-FINGERPRINT = ("cpu", "gpu", "device", "cores", "threads", "governor", "allocator", "torch", "python", "clock", "cache")
+FINGERPRINT = (
+    "cpu", "gpu", "device", "cores", "threads", "governor", "allocator", "torch", "python", "clock", "cache",
+    "world_size", "backend",
+)  # fmt: skip
 # Of a case: what is timed.
 _CASE = ("stone", "options", "mode", "input", "compiled", "cuda_graph", "threads")
 MOST_SAMPLES = 1000

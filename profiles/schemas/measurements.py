@@ -64,6 +64,15 @@ _CANDIDATE = {
     "workspace_bytes": about(COUNT, "allocated at once by a call, beside what it returns and keeps"),
     "peak_bytes": about(COUNT, "allocated at once by a call"),
     "compile_s": about(nullable(NUMBER), "what torch.compile took; null where it was not asked for"),
+    "spread_ms": about(
+        nullable(NUMBER), "of a call, slowest rank less fastest, median over the rounds; null: one rank"
+    ),
+    "slowest_rank": about(nullable(COUNT), "the rank that was slowest in most rounds"),
+    "communication": about(
+        nullable(record({"collectives": COUNT, "bytes": COUNT, "ms": NUMBER, "share": NUMBER})),
+        "what a call sends to other ranks: how often, bytes that a rank hands over, time of that alone (slowest rank) "
+        "and its share of the call's",
+    ),
 }
 _RATIO = {
     "of": STRING,
@@ -112,6 +121,10 @@ _BENCH = {
     "environment": ENVIRONMENT,
     "plan": record(_PLAN),
     "sweep": nullable(record({"axis": STRING, "values": array({})})),
+    "ranks": about(
+        nullable(record({"world_size": COUNT, "backend": STRING})),
+        "the processes that ran together, each on a batch of its own of the shape given; times are of the slowest",
+    ),
     "cases": array(_CASE),
     "skipped": array(record({"name": STRING, "reason": STRING})),
     "warnings": _WARNINGS,
