@@ -1,4 +1,4 @@
-"""One file written whole or not at all."""
+"""One file written whole or not at all; of several ranks the first alone writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profiles.errors import Unavailable
+from profiles.ranks import is_silent
 
 
 def write(path: Path, content: str | bytes, option: str = "--output") -> None:
@@ -17,6 +18,8 @@ def write(path: Path, content: str | bytes, option: str = "--output") -> None:
     What is no regular file (a device, a pipe) is written directly; a symbolic link keeps pointing where it points.
     Raises `Unavailable` naming ``option``, which gave the path, and the path.
     """
+    if is_silent():
+        return
     with _explained(path, option):
         target, data = _target(path), content.encode() if isinstance(content, str) else content
         if _is_special(target):
@@ -28,6 +31,8 @@ def write(path: Path, content: str | bytes, option: str = "--output") -> None:
 
 def check_writable(path: Path, option: str = "--output") -> None:
     """Raise `Unavailable` when `write` could not write ``path``; leaves nothing behind. Call before long work."""
+    if is_silent():
+        return
     with _explained(path, option):
         target = _target(path)
         if target.is_dir():

@@ -21,6 +21,7 @@ from layers import catalog
 from layers.card import OptionValue
 from profiles import target as targets
 from profiles.errors import Refusal
+from profiles.ranks import is_silent, world_size
 from profiles.target import Target
 from stones_cli import parse
 from stones_cli.failures import complain, status_of, tell_of_broken
@@ -38,8 +39,18 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status; raises SystemExit where the shell asks for completions."""
     from stones_cli.app import app
 
+    if is_silent():
+        _fall_silent()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it would warn of memory freed that is older than a profile
     return int(get_command(app).main(list(arguments), prog_name="stones", standalone_mode=False))
+
+
+def _fall_silent() -> None:
+    """Let nothing that this process writes be seen: another one speaks for it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def named(context: typer.Context) -> tuple[Target, ...]:
@@ -131,6 +142,11 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Take the technique's options out of the parameters and call the handler."""
+        if self.name != "bench" and (ranks := world_size()) > 1:
+            raise Refusal(
+                f"stones {self.name} runs in one process, WORLD_SIZE={ranks} says that there are more: start it "
+                "without torchrun, or unset WORLD_SIZE; bench alone runs on many ranks"
+            )
         options = ctx.meta[_OPTIONS]
         ctx.meta[_GIVEN] = {o.name.removeprefix(PREFIX): ctx.params.pop(o.name) for o in options}
         if names := [target.name for target in ctx.meta[_TARGETS]]:

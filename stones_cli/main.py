@@ -12,6 +12,8 @@ import signal
 import sys
 from typing import NoReturn
 
+_LONGEST_SPEECH = 10.0  # seconds: of the first rank, from its failure to the end of its report
+
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its status."""
@@ -19,7 +21,10 @@ def main() -> NoReturn:
     _open_closed_streams()
     ended = _set_signals()
     status = _run()
-    _settle(128 + ended[0] if ended else status)
+    status = 128 + ended[0] if ended else status
+    if status not in (0, 130, 143):
+        _let_the_first_speak()
+    _settle(status)
 
 
 def _run() -> int:
@@ -66,6 +71,18 @@ def _set_signals() -> list[int]:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, terminate)
     return ended
+
+
+def _let_the_first_speak() -> None:
+    """As one of several ranks that speaks not, wait a while: torchrun ends the others as soon as one has failed."""
+    import contextlib
+    import time
+
+    from profiles.ranks import is_silent
+
+    with contextlib.suppress(KeyboardInterrupt):
+        if is_silent():
+            time.sleep(_LONGEST_SPEECH)
 
 
 def _settle(status: int) -> NoReturn:

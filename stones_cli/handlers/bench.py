@@ -10,6 +10,7 @@ import typer
 
 from profiles import expect as expectations
 from profiles.errors import Refusal
+from profiles.ranks import Launch, joined, launch, placed
 from profiles.subject import Setup, default_shape
 from stones_cli import bench_options as options
 from stones_cli import common, parse, pictures
@@ -68,7 +69,7 @@ def bench(
 
     Everything is interleaved in one process; what counts is the ratio of each round, not the time. Without techniques:
     the profile quick. Options that all the techniques have are given to all; of a kind, those that refuse are listed.
-    Ctrl-C ends it and reports what was measured so far.
+    Ctrl-C ends it and reports what was measured so far. Under torchrun all ranks measure together, the first reports.
     """
     where = common.destination(format_, json, output)
     if kind is not None and (named(context) or profile is not None):
@@ -89,9 +90,10 @@ def bench(
             return variants(target, setup, dtypes, memory_formats, sweep)
 
         what = _chosen(context, kind, every, directions, settings)
-    what = _planned(what, rounds, budget, threads)
+    found = launch()
+    what = placed(_planned(what, rounds, budget, threads), found)
     pictures.check(plot)
-    record = _run(what)
+    record = _run(what, found)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
 
     from profiles.bench_plot import render
@@ -163,8 +165,8 @@ def _planned(what: Bench, rounds: int | None, budget: float | None, threads: Seq
     return replace(what, plan=plan, cases=over_threads(what.cases, threads) if threads else what.cases)
 
 
-def _run(what: Bench) -> dict[str, Any]:
-    """Measure under a progress bar; what an early Ctrl-C leaves is a record without cases."""
+def _run(what: Bench, found: Launch | None) -> dict[str, Any]:
+    """Measure under a progress bar, on all ranks that are ``found``; an early Ctrl-C leaves a record without cases."""
     from dataclasses import asdict
 
     from profiles import bench as timing
@@ -172,7 +174,7 @@ def _run(what: Bench) -> dict[str, Any]:
 
     try:
         import_torch()
-        with Bar() as bar:
+        with joined(found, what.cases[0].subject.setup.device), Bar() as bar:
 
             def note(progress: Progress) -> None:
                 bar.show(progress.fraction, progress.case)
@@ -186,6 +188,7 @@ def _run(what: Bench) -> dict[str, Any]:
             "environment": environment(what.cases[0].subject.setup.device),
             "plan": plan,
             "sweep": None,
+            "ranks": None,
             "cases": [],
             "skipped": [asdict(skipped) for skipped in what.skipped],
             "warnings": [],

@@ -25,6 +25,7 @@ _NUMBERS = {
     "peak_bytes": "peak",
     "compile_s": "compile s",
 }
+_OF_RANKS = ("spread ms", "slowest", "communication ms", "share", "collectives", "bytes")
 _COSTS, _RATES = ("copies", "workspace_bytes", "peak_bytes"), ("gb_per_s", "gflop_per_s")
 
 
@@ -32,7 +33,7 @@ def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
     """Return the report of one record of `profiles.bench.bench` and of the expectations about it."""
     document = {**record, "expectations": judged(outcomes)}
     parts = (*_parts(record), *expected(outcomes))
-    return Report(document, parts, items="cases", data=_everything(record["cases"]))
+    return Report(document, parts, items="cases", data=_everything(record))
 
 
 def _parts(record: Record) -> Iterator[Table | Prose]:
@@ -44,6 +45,8 @@ def _parts(record: Record) -> Iterator[Table | Prose]:
         yield _times(f"Times, {direction}", measured)
         columns = ("case", "vs", "ratio", "95 % interval", "noise floor", "bar", "verdict")
         yield table(f"Ratios, {direction}", columns, _ratios(measured))
+        if record["ranks"]:
+            yield _ranks(f"Ranks, {direction}", measured)
     if record["skipped"]:
         yield Prose("Not timed", tuple(f"{skipped['name']}: {skipped['reason']}" for skipped in record["skipped"]))
     doubts = [*record["warnings"], *(warning for case in cases for warning in case["warnings"])]
@@ -93,14 +96,16 @@ def _power(exponent: float | None) -> str | None:
     return None if exponent is None else f"power {exponent:.2f}"
 
 
-def _everything(cases: Sequence[Record]) -> Table:
+def _everything(record: Record) -> Table:
     """Return every number of every candidate, a candidate a row."""
+    columns = ("case", "direction", "candidate", "as", *_NUMBERS.values(), *(_OF_RANKS if record["ranks"] else ()))
     rows = (
         (case["name"], case["direction"], c["name"], _yardstick(c), *(_shown(c, name) for name in _NUMBERS))
-        for case in cases
+        + (_of_ranks(c) if record["ranks"] else ())
+        for case in record["cases"]
         for c in case["candidates"]
     )
-    return table("Times", ("case", "direction", "candidate", "as", *_NUMBERS.values()), rows)
+    return table("Times", columns, rows)
 
 
 def _shown(candidate: Record, name: str) -> Cell:
@@ -120,6 +125,24 @@ def _ratios(cases: Sequence[Record]) -> Iterator[tuple[Cell, ...]]:
             verdict = ratio["verdict"] and f"{ratio['verdict']}{' (advisory)' if ratio['advisory'] else ''}"
             found = ratio["ratio"], _interval(*ratio["ratio_ci95"]), f"{ratio['noise_floor']:.1%}"
             yield case["name"], ratio["vs"] + marks.get(ratio["vs"], ""), *found, ratio["max_ratio"], verdict
+
+
+def _ranks(title: str, cases: Sequence[Record]) -> Table:
+    """Return how far the ranks lie apart and what communication alone takes; for narrow terminals in two."""
+    rows = [(c["name"], *_of_ranks(c)) for case in cases for c in case["candidates"]]
+    parts = (title, slice(1, 3)), (title.replace("Ranks", "Communication"), slice(3, 7))
+    columns = ("candidate", *_OF_RANKS)
+    narrow = (
+        table(name, ("candidate", *columns[part]), [(row[0], *row[part]) for row in rows]) for name, part in parts
+    )
+    return replace(table(title, columns, rows), narrow=tuple(narrow))
+
+
+def _of_ranks(candidate: Record) -> tuple[Cell, ...]:
+    """Return the cells of ``_OF_RANKS``."""
+    sent = candidate["communication"]
+    told = (sent["ms"], f"{sent['share']:.1%}", sent["collectives"], sent["bytes"])
+    return candidate["spread_ms"], f"rank {candidate['slowest_rank']}", *(told if sent["collectives"] else (None,) * 4)
 
 
 def _interval(low: float, high: float) -> str:
@@ -147,5 +170,7 @@ def _circumstances(record: Record) -> Iterator[str]:
         f"{machine['gpu'] or machine['cpu'] or 'unknown processor'}, "
         f"{plan['clock']} clock, torch {machine['torch']}, Python {machine['python']}"
     )
+    if ranks := record["ranks"]:
+        yield f"{ranks['world_size']} ranks over {ranks['backend']}: shapes are of each rank, times of the slowest"
     if record["interrupted"]:
         yield "Interrupted: what was measured until then."

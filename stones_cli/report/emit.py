@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from profiles.expect import Expectation, judge
+from profiles.ranks import is_silent
 from stones_cli import atomic
 from stones_cli.common import Destination
 from stones_cli.failures import complain
@@ -30,7 +31,12 @@ def deliver(report: Report, destination: Destination, expected: Iterable[Expecta
 
 
 def emit(report: Report, destination: Destination) -> None:
-    """Write ``report`` where it goes. Raises `Unavailable` for the file and OSError for standard output."""
+    """Write ``report`` where it goes, on the first of several ranks alone.
+
+    Raises `Unavailable` for the file and OSError for standard output.
+    """
+    if is_silent():
+        return
     if destination.file is not None:
         atomic.write(destination.file, _rendered(report, destination.file_format, terminal=False))
     out = result_stream()
