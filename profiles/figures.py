@@ -32,14 +32,15 @@ _SETTINGS: Any = {
 }
 
 
-def check_matplotlib() -> None:
-    """Raise `Unavailable` unless matplotlib, the extra ``draw``, can be imported."""
+def check_matplotlib(extra: str = "draw") -> None:
+    """Raise `Unavailable`, naming the ``extra`` that brings it, unless matplotlib can be imported."""
     try:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its cache directory
         import matplotlib.figure  # noqa: F401
     except Exception as error:
         raise Unavailable(
-            f"a picture needs matplotlib, which cannot be imported ({first_line(error)}): pip install 'dl-stones[draw]'"
+            "a picture needs matplotlib, which cannot be imported "
+            f"({first_line(error)}): pip install 'dl-stones[{extra}]'"
         ) from error
 
 

@@ -42,8 +42,8 @@ class Skips:
             if skipped not in self.found:
                 self.found.append(skipped)
 
-    def check(self, left: Sized) -> None:
-        """Raise when nothing is ``left``: as the last refusal was, `Refusal` or `Unavailable`, with all reasons."""
+    def check(self, left: Sized, to_be: str = "timed") -> None:
+        """Raise when nothing is ``left`` ``to_be`` done: `Refusal` or `Unavailable`, as last, with all reasons."""
         if not left and self._last is not None:
             kind = Unavailable if isinstance(self._last, Unavailable) else Refusal
-            raise kind("\n".join(["nothing can be timed", *map(str, self.found)])) from self._last
+            raise kind("\n".join([f"nothing can be {to_be}", *map(str, self.found)])) from self._last

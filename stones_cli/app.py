@@ -17,6 +17,7 @@ from stones_cli.handlers.doctor import doctor
 from stones_cli.handlers.draw import draw
 from stones_cli.handlers.inspect import inspect
 from stones_cli.handlers.race import race
+from stones_cli.handlers.report import report
 from stones_cli.handlers.run import run
 from stones_cli.handlers.schema import schema
 
@@ -39,6 +40,7 @@ app.command("race", cls=Command)(race)
 app.command("check-invariance", cls=Command)(check_invariance)
 app.command("check-gradients", cls=Command)(check_gradients)
 app.command("check-identities", cls=Command)(check_identities)
+app.command("report", cls=Command)(report)
 app.command("run", cls=Command)(run)
 app.command("schema", cls=Command)(schema)
 

@@ -201,7 +201,7 @@ def _write_statuses(formatter: Any) -> None:
 
 
 # The commands whose techniques may be given options.
-_WITH_OPTIONS = ("inspect", "bench", "diff", "draw", "check-invariance", "check-gradients")
+_WITH_OPTIONS = ("inspect", "bench", "diff", "draw", "report", "check-invariance", "check-gradients")
 _NAMES = ("technique", "techniques")  # what a command calls its argument when it is to be resolved here
 
 

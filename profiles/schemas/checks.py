@@ -1,4 +1,4 @@
-"""The documents of the checks: invariances, gradients, identities, and what their properties are."""
+"""The documents of the checks: invariances, gradients, identities, what their properties are, a report of all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from profiles.carriers import CARRIERS
 from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.schemas.vocabulary import (
     BOOLEAN,
+    COUNT,
     EXPECTED,
     INTEGER,
     MODE,
@@ -89,10 +90,24 @@ IDENTITIES = document(
     },
     EXPECTED,
 )
+REPORT = document(
+    "report",
+    "What `stones report --json` prints: what came of the page that it wrote.",
+    {
+        "file": STRING,
+        "bytes": about(COUNT, "of the file"),
+        "techniques": about(COUNT, "on the page, with those that were left out"),
+        "benches": COUNT,
+        "failed": about(array(STRING), "a sentence for each value that is not as its card says, or claim that fails"),
+        "skipped": about(array(record({"name": STRING, "reason": STRING})), "what was refused, and why"),
+        "ok": BOOLEAN,
+    },
+)
 DOCUMENTS: tuple[Schema, ...] = (
     INVARIANCE,
     GRADIENTS,
     IDENTITIES,
+    REPORT,
     _properties("properties", "check-invariance", {"paper": BOOLEAN}),
     _properties("gradient-properties", "check-gradients", {"invariance": STRING}),
 )

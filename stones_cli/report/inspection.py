@@ -144,6 +144,21 @@ def _formulas(record: Record) -> Iterator[tuple[str, str]]:
         yield f"least traffic {words}", _pretty(record["memory"]["floor"]["formula"][name])
 
 
+def costs(record: Record) -> Table:
+    """Return every cost in one table, a row each: its formula on the card, what that comes to, what was measured."""
+    formulas, rows = dict(_formulas(record)), list[tuple[Cell, ...]]()
+    for words, definition, executed, measured, fvcore, verdict in _operations(record):
+        formula, ours = formulas.get(str(words), ""), str(words).replace("FLOPs", "executed")
+        if words != ours:
+            rows.append((words, formula, definition, None, "", ""))
+        rows.append((ours, formulas.get(ours, formula), executed, measured, "", verdict))
+        rows.append((f"{ours}, as fvcore counts", "", None, fvcore, "", ""))
+    for words, card, measured, unit, verdict in _costs(record):
+        rows.append((words, formulas.get(str(words), ""), card, measured, unit, verdict))
+    columns = ("", "formula", "card", "measured", "unit", "verdict")
+    return table("Costs", columns, (row for row in rows if row[2] is not None or row[3] not in (None, 0) or row[5]))
+
+
 def _counted(row: Record) -> Cell:
     """Return the executed operations; a lower bound where some were not counted."""
     if row["status"] == "partial" and row["executed"] is not None:
