@@ -30,6 +30,7 @@ def test_the_wheel_has_exactly_our_packages(wheel):
     for package in ("stones_cli", "layers", "profiles"):
         sources = {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.py")}
         sources |= {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("*.yaml")} | {f"{package}/py.typed"}
+        sources |= {str(path.relative_to(ROOT)) for path in (ROOT / package).rglob("templates/*")}
         assert sources <= set(names)
 
 
