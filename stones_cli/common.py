@@ -121,7 +121,7 @@ def destination(format_: str | None, json: bool, file: Path | None) -> Destinati
     if json and format_ not in (None, "json"):
         raise Refusal(f"--json and --format {format_} contradict each other; give one")
     if file is not None:
-        from stones_cli.atomic import check_writable
+        from profiles.atomic import check_writable
 
         check_writable(file)
     return Destination("json" if json else format_ or "table", file)

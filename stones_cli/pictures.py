@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from profiles import figures
+from profiles import atomic, figures
 from profiles.errors import Refusal
-from stones_cli import atomic, common, parse
+from stones_cli import common, parse
 
 PLOT = "--plot"
 

@@ -17,8 +17,8 @@ import pytest
 from command_line import COMMAND, ROOT, at_once, environment, interruptible, process
 from rich.cells import cell_len
 
+from profiles import atomic
 from profiles.errors import Unavailable
-from stones_cli import atomic
 from stones_cli.status import Status
 
 DEVICES = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110

@@ -16,11 +16,10 @@ from probing import panels, probed
 
 from layers import catalog
 from layers.option import OptionError
-from profiles import picture
+from profiles import atomic, picture
 from profiles.errors import Refusal, Unavailable
 from profiles.probe import drawable, drawing, picture_of, probe
 from profiles.target import resolve
-from stones_cli import atomic
 from stones_cli.status import Status
 
 GN = ("draw", "gn", "--groups", "2")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from profiles import atomic
 from profiles.expect import Expectation, judge
 from profiles.ranks import is_silent
-from stones_cli import atomic
 from stones_cli.common import Destination
 from stones_cli.failures import complain
 from stones_cli.report import github, plain, strict
