@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from profiles import allocator
@@ -20,6 +20,7 @@ from profiles.errors import Refusal
 from profiles.intervals import Interval, Verdict
 from profiles.jobs import jobs
 from profiles.ranks import Ranks, spanning
+from profiles.roofline import Roofs, rated, work_of
 from profiles.skips import Skipped, Skips
 from profiles.subject import check_environment
 from profiles.threads import using_threads
@@ -39,7 +40,8 @@ class Bench:
 
     ``clock`` is wall or cpu (processor time of one thread); a CUDA device is timed by events. ``allocator`` is kept
     (freed memory is, so page faults are not timed) or system. With ``skips`` a case that is refused is left out and its
-    reason recorded, beside what was ``skipped`` before; one at least must run.
+    reason recorded, beside what was ``skipped`` before; one at least must run. ``roofline`` says whether to look for
+    the ceilings of the machine, and to measure what is not remembered of them, in a few seconds.
     """
 
     cases: tuple[Case, ...]
@@ -49,6 +51,7 @@ class Bench:
     name: str = ""
     skips: bool = False
     skipped: tuple[Skipped, ...] = ()
+    roofline: bool = True
 
     def __post_init__(self) -> None:
         if self.allocator not in allocator.ALLOCATORS:
@@ -99,12 +102,15 @@ def _bench(what: Bench, progress: Callable[[Progress], None] | None, ranks: Rank
     with _torch_as_it_was(device):
         surroundings = environment(device, allocator.KEPT if kept else allocator.SYSTEM)
         clock = clock_over(ranks, clock_for(device, what.clock))
+        roofs = Roofs(device, what.clock, surroundings["allocator"]) if what.roofline else None
         try:
+            with ranks.agreeing():
+                progress = _ceilings_first(roofs, cases, what.plan.seconds, progress)
             for number, case in enumerate(cases):
                 with skips.leaving_out(case.label):
-                    _measure(case, what.plan, clock, done, _teller(progress, case, (number, len(cases)), done))
+                    _measure(case, what.plan, clock, roofs, done, _teller(progress, case, (number, len(cases)), done))
             skips.check(done)
-            _measure_failures_again(what.plan, clock, {_key(case): case for case in cases}, done, progress)
+            _measure_failures_again(what.plan, clock, roofs, {_key(case): case for case in cases}, done, progress)
         except KeyboardInterrupt:
             interrupted = True
     return {
@@ -114,9 +120,10 @@ def _bench(what: Bench, progress: Callable[[Progress], None] | None, ranks: Rank
         "plan": {**asdict(what.plan), "clock": clock.name, "cache": clock.cache},
         "sweep": sweep_of(cases),
         "ranks": ranks.record(),
+        "ceilings": roofs.records() if roofs else [],
         "cases": done,
         "skipped": [asdict(skipped) for skipped in skips.found],
-        "warnings": machine,
+        "warnings": [*machine, *(roofs.warnings() if roofs else [])],
         "verdict": worst(done),
         "interrupted": interrupted,
     }
@@ -134,6 +141,19 @@ def _fitting(cases: Sequence[Case], skips: Skips, ranks: Ranks) -> list[Case]:
     return found
 
 
+def _ceilings_first(
+    roofs: Roofs | None, cases: Sequence[Case], seconds: float, progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None] | None:
+    """Find the ceilings for ``cases`` of so many ``seconds``; returns what tells ``progress`` of what comes after."""
+    if roofs is None:
+        return progress
+    wanted = [(case.threads, case.subject.setup.dtype) for case in cases]
+    missing = roofs.seconds(wanted)
+    share, told = missing / (missing + seconds * len(cases)), progress or (lambda progress: None)
+    roofs.find(wanted, lambda fraction, what: told(Progress(what, fraction * share, [])))
+    return lambda now: told(replace(now, fraction=share + (1 - share) * now.fraction))
+
+
 def _teller(
     progress: Callable[[Progress], None] | None, case: Case, place: tuple[int, int], done: Sequence[Record]
 ) -> Callable[[float], None]:
@@ -147,7 +167,9 @@ def _teller(
     return tell
 
 
-def _measure(case: Case, plan: Plan, clock: Clock, done: list[Record], tell: Callable[[float], None]) -> None:
+def _measure(
+    case: Case, plan: Plan, clock: Clock, roofs: Roofs | None, done: list[Record], tell: Callable[[float], None]
+) -> None:
     """Append the record of ``case`` to ``done``, also when interrupted after enough rounds."""
     tell(0.0)
     ranks = ranks_of(clock)
@@ -157,16 +179,18 @@ def _measure(case: Case, plan: Plan, clock: Clock, done: list[Record], tell: Cal
         alone = [each.alone for each in talks.values() if each.alone is not None]
         timing = Timing([*made, *alone], case.comparisons, plan, clock)
         memory = {job.name: _memory(job, case.subject.setup.device) for job in made}
+        work = work_of(case) if roofs else None
         try:
             timing.run(tell)
         finally:
             if len(timing.rounds) >= LEAST_ROUNDS:
-                done.append(completed(record(case, timing, memory), timing, talks))
+                done.append(rated(completed(record(case, timing, memory), timing, talks), case, roofs, work))
 
 
 def _measure_failures_again(
     plan: Plan,
     clock: Clock,
+    roofs: Roofs | None,
     cases: Mapping[tuple[str, str], Case],
     done: list[Record],
     progress: Callable[[Progress], None] | None,
@@ -182,7 +206,7 @@ def _measure_failures_again(
                 progress(Progress(f"{case.label} {case.direction}, once more", 1.0, done))
 
         try:
-            _measure(case, plan, clock, second, tell)
+            _measure(case, plan, clock, roofs, second, tell)
         finally:
             if second:
                 done[index] = {**second[0], "attempts": 2, "earlier": first["ratios"]}

@@ -25,6 +25,7 @@ class Caution(StrEnum):
     THREADS = "threads-exceed-cores"
     LOAD = "load-high"
     CARD = "card"
+    CEILINGS = "ceilings-disturbed"
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,9 @@ def about_machine(threads: int, cores: int, load: float | None, clock: str, rank
             advice += ", or use the cpu clock"
         found.append(Warned(Caution.LOAD, "machine", f"{load:g} processes already run on {cores} cores", advice))
     return found
+
+
+def about_ceilings(threads: int) -> Warned:
+    """Say that the ceilings for ``threads`` were measured while others ran."""
+    message = f"those of {threads} thread(s) were measured while others took the processor away, and may be too low"
+    return Warned(Caution.CEILINGS, "ceilings", message, "measure them again on a quiet machine: stones doctor")

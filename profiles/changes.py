@@ -22,7 +22,7 @@ IGNORED = {
     "samples_ns", "ms", "ms_ci95", "iqr_ms", "min_ms", "copies", "gb_per_s", "of_copy_bandwidth", "images_per_s",
     "gflop_per_s", "calls", "rounds", "repeated_blocks", "seconds", "settled", "warnings", "ratio", "ratio_ci95",
     "noise_floor", "attempts", "earlier", "compile_s", "spread_ms", "slowest_rank", "share", "deviation", "within",
-    "counterexample", "reason",
+    "counterexample", "reason", "ceilings", "roofline", "of_roofline",
     "checks", "expectations", "points", "differing", "false_alarms", "noise_floor_median", "drift", "place",
     *CIRCUMSTANCES,
 }  # fmt: skip

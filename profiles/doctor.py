@@ -15,8 +15,10 @@ from itertools import repeat
 from typing import Any
 
 from layers import catalog
-from profiles import findings, selftest
+from profiles import ceilings_kept, findings, selftest
 from profiles.allocator import KEPT, SYSTEM, keep_freed_memory
+from profiles.ceilings import Ceilings
+from profiles.clocks import WALL
 from profiles.environment import cores, environment, load
 from profiles.errors import Refusal
 from profiles.findings import MIB, Finding, Grade
@@ -24,11 +26,12 @@ from profiles.machine import Machine, processors
 from profiles.threads import using_threads
 
 SCHEMA = "stones.doctor/1"
-SECONDS = 8.0
+SECONDS = 12.0
 TRIALS = 4  # of each job
 NEEDED = 256 * MIB  # of memory, for the large job
 Record = dict[str, Any]
-_SHARE = 0.9  # of the budget, for the trials; the rest is for their warm-up and for what is looked at besides
+_SHARE, _CEILINGS = 0.65, 0.25  # of the budget, for trials and ceilings; the rest is for warming up, and all else
+_PRODUCTS = ("float32", "bfloat16", "float64")
 _WHAT = {"noise-small": "a small job beside itself", "noise-large": "a large job beside itself"}
 
 
@@ -41,6 +44,7 @@ class _Visit:
     progress: Callable[[float, str], None] | None
     rows: list[Finding] = field(default_factory=list)
     noise: dict[str, list[selftest.Trial]] = field(default_factory=dict)
+    ceilings: list[Ceilings] = field(default_factory=list)
     kept: bool = False
 
     def tell(self, fraction: float, what: str) -> None:
@@ -70,6 +74,7 @@ class _Visit:
             self.rows.append(findings.about_allocator(self.kept, slower, faults))
             for number, name in enumerate(selftest.JOBS):
                 self._trials(name, number)
+        self._ceilings(usable)
 
     def _trials(self, name: str, number: int) -> None:
         """Run the trials of one job, unless the memory does not suffice."""
@@ -79,12 +84,30 @@ class _Visit:
             return
         self.noise[name] = []
         every = 1 / (TRIALS * len(selftest.JOBS))
-        self.tell(0.1 + 0.9 * number / len(selftest.JOBS), _WHAT[name])
+        self.tell(0.1 + 0.6 * number / len(selftest.JOBS), _WHAT[name])
         work, lengths = selftest.normalization(selftest.JOBS[name]), repeat(self.seconds * _SHARE * every, TRIALS)
         for trial in selftest.trials(work, lengths):
             self.noise[name].append(trial)
             done = number * TRIALS + len(self.noise[name])
-            self.tell(0.1 + 0.9 * done * every, _WHAT[name])
+            self.tell(0.1 + 0.6 * done * every, _WHAT[name])
+
+    def _ceilings(self, usable: int) -> None:
+        """Measure the ceilings of one thread and of all, and remember them unless there was little time for it."""
+        from profiles.ceilings_measured import SECONDS as ENOUGH
+        from profiles.ceilings_measured import measure, where
+
+        counts = sorted({1, usable})
+        seconds = self.seconds * _CEILINGS / len(counts)
+        for number, threads in enumerate(counts):
+
+            def tell(fraction: float, what: str, number: int = number, threads: int = threads) -> None:
+                self.tell(0.7 + 0.3 * (number + fraction) / len(counts), f"ceilings, {threads} thread(s): {what}")
+
+            place = where("cpu", threads, WALL, KEPT if self.kept else SYSTEM)
+            found = measure(place, _PRODUCTS, seconds=seconds, tell=tell)
+            self.ceilings.append(found.at_least(self.ceilings[0]) if self.ceilings else found)
+            if seconds >= ENOUGH or ceilings_kept.recall(place) is None:
+                ceilings_kept.keep(self.ceilings[-1])
 
 
 def doctor(
@@ -117,6 +140,7 @@ def doctor(
         "findings": [row.record() for row in rows],
         "noise": noise,
         "smallest_difference": least,
+        "ceilings": [found.record() for found in visit.ceilings],
         "verdict": str(worst(rows)),
         "summary": _summary(least, noise, worst(rows)),
         "seconds": round(took, 3),

@@ -36,7 +36,7 @@ from profiles.timing import Plan
 
 SCHEMA, OF_RUNS = "stones.profile/1", "stones.run/1"
 _PLAN = {"seconds": float, "rounds": int, "block": float, "precision": float}
-_RUN = ("schema", "defaults", "clock", "allocator", "directions", "stones", "gates", *_PLAN)
+_RUN = ("schema", "defaults", "clock", "allocator", "roofline", "directions", "stones", "gates", *_PLAN)
 _RUNNING = ("threads", "compile")  # of an entry, beside its setup
 
 
@@ -65,6 +65,7 @@ def parse(document: Value, name: str = "") -> Bench:
             clock=top.text("clock", WALL, among=CLOCKS),
             allocator=top.text("allocator", KEPT, among=ALLOCATORS),
             name=name,
+            roofline=top.flag("roofline", True),
         )
     except ProfileError:
         raise

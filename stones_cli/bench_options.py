@@ -119,6 +119,9 @@ CudaGraph = Annotated[
     bool,
     common.flag("--cuda-graph", help="replay the calls from CUDA graphs: launches are not timed", panel=TIMING),
 ]
+NoRoofline = Annotated[
+    bool, common.flag("--no-roofline", help="do not measure the ceilings of the machine", panel=TIMING)
+]
 MaxRatio = Annotated[
     float | None,
     common.option(

@@ -1,4 +1,6 @@
-"""What all tests share: one thread, because they compare numbers bit by bit and the machine is shared; no plug-ins."""
+"""What all tests share: one thread, because they compare numbers bit by bit and the machine is shared; no plug-ins; a
+cache of their own, with ceilings of this machine that were measured in no time.
+"""
 
 import os
 import sys
@@ -9,6 +11,19 @@ import torch
 os.environ["STONES_NO_PLUGINS"] = "1"  # what else is installed is none of these tests' business
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Keep what tests remember out of the home of whoever runs them, in processes that they start too."""
+    from profiles import ceilings_measured
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STONES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(ceilings_measured, "LADDER", (2**15, 2**19, 2**23))
+        patch.setattr(ceilings_measured, "SIDES", (64, 128))
+        patch.setattr(ceilings_measured, "SECONDS", 0.05)
+        yield
 
 
 @pytest.fixture
@@ -37,3 +52,10 @@ def see(monkeypatch):
             del sys.modules[name]
     monkeypatch.undo()
     forget()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache that is empty: the file of ceilings in it."""
+    monkeypatch.setenv("STONES_CACHE", str(tmp_path / "own" / "stones"))
+    return tmp_path / "own" / "stones" / "ceilings.json"

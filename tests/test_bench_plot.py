@@ -298,7 +298,7 @@ def test_a_picture_that_cannot_be_written_at_the_end_leaves_the_table(tmp_path, 
     def full(*arguments):
         raise Unavailable("no space left")
 
-    monkeypatch.setattr("stones_cli.atomic.write", full)
+    monkeypatch.setattr("profiles.atomic.write", full)
     result = invoke(*TINY, "--plot", tmp_path / "gn.svg", "--json")
     assert (result.exit_code, result.stderr) == (Status.ENVIRONMENT, "error: no space left\n")
     assert json.loads(result.stdout)["cases"]

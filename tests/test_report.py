@@ -17,14 +17,13 @@ from html_page import Page, columns, flaws, rows
 from jsonschema import Draft202012Validator as Validator
 
 from layers import catalog
-from profiles import inspecting, invariance, report
+from profiles import atomic, inspecting, invariance, report
 from profiles.errors import Refusal
 from profiles.report import gather, read_bench
 from profiles.schemas import schema
 from profiles.schemas.measurements import BENCH
 from profiles.target import resolve
 from profiles.transformations import PROPERTIES
-from stones_cli import atomic
 from stones_cli.report.page import html, told
 from stones_cli.report.tables import text_of
 from stones_cli.status import Status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from profiles.findings import Grade
 from profiles.schemas.inspections import INSPECT
-from profiles.schemas.measurements import ENVIRONMENT
+from profiles.schemas.measurements import CEILINGS, ENVIRONMENT
 from profiles.schemas.vocabulary import (
     BOOLEAN,
     COUNT,
@@ -91,7 +91,7 @@ DOCTOR = document(
     "What `stones doctor` prints: whether the machine is fit for measuring.",
     {
         "environment": ENVIRONMENT,
-        "budget": about(NUMBER, "seconds for all comparisons"),
+        "budget": about(NUMBER, "seconds for all of it"),
         "findings": array(
             record({"name": STRING, "what": STRING, "found": STRING, "verdict": word(*Grade), "advice": STRING})
         ),
@@ -112,6 +112,7 @@ DOCTOR = document(
                 }
             )
         ),
+        "ceilings": about(array(CEILINGS), "of one thread and of all"),
         "smallest_difference": about(nullable(NUMBER), "that a bench here can tell, relative"),
         "verdict": word("ok", "caution", "bad"),
         "summary": STRING,

@@ -88,6 +88,7 @@ PROFILE = _profile(
         "precision": about({"type": "number", "exclusiveMinimum": 0}, "half width at which to stop"),
         "clock": word(*CLOCKS),
         "allocator": word(*ALLOCATORS),
+        "roofline": about(BOOLEAN, "whether to look for the ceilings of the machine; true unless it is said"),
         "directions": _DIRECTIONS,
         "stones": array(any_of(_STONE, _mapping(_ENTRY, ["stone"])), minItems=1),
         "gates": array(_mapping(_GATE, ["of", "vs", "max_ratio"])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from profiles.cases import DIRECTIONS
+from profiles.ceilings import BOUNDS, PRODUCTS, WHERE
 from profiles.path_steps import KINDS
 from profiles.run import VERDICTS
 from profiles.run_profiles import CHECKS
@@ -73,6 +74,7 @@ _CANDIDATE = {
         "what a call sends to other ranks: how often, bytes that a rank hands over, time of that alone (slowest rank) "
         "and its share of the call's",
     ),
+    "of_roofline": about(nullable(NUMBER), "the least time by the time; null for yardsticks, and if that is 0"),
 }
 _RATIO = {
     "of": STRING,
@@ -84,6 +86,33 @@ _RATIO = {
     "advisory": nullable(BOOLEAN),
     "verdict": about(_VERDICT, "pass, fail, inconclusive; null without a bar"),
 }
+_ROOFLINE = {
+    "bytes": about(COUNT, "the fewest moved"),
+    "written_bytes": about(COUNT, "of these"),
+    "flops": about(COUNT, "of the definition; executed ones of a class"),
+    "working_set_bytes": about(COUNT, "of different memory that is touched"),
+    "floor_ms": about(NUMBER, "the largest of the three"),
+    "bound": word(*BOUNDS),
+    "memory_ms": about(NUMBER, "for the bytes"),
+    "arithmetic_ms": about(NUMBER, "for the operations"),
+    "call_ms": about(NUMBER, "for the smallest call"),
+}
+_RUNG = {
+    "bytes": about(COUNT, "working set"),
+    "copy_gb_per_s": about(NUMBER, "2 bytes moved for each that is copied"),
+    "read_gb_per_s": NUMBER,
+}
+_KIND_SCHEMAS = {str: STRING, int: COUNT}
+CEILINGS = record(
+    {
+        **{name: nullable(_KIND_SCHEMAS[kind]) for name, kind in WHERE.items()},
+        "measured": about(STRING, "when"),
+        "disturbed": about(BOOLEAN, "whether others took the processor away meanwhile"),
+        "ladder": array(record(_RUNG)),
+        "gflop_per_s": about(record(dict.fromkeys(PRODUCTS, NUMBER), PRODUCTS), "products of matrices, by dtype"),
+        "call_ms": about(NUMBER, "one operation on one element through a module"),
+    }
+)
 _CASE = record(
     {
         "name": STRING,
@@ -97,6 +126,7 @@ _CASE = record(
         "threads": COUNT,
         "at": about(nullable(record({"axis": STRING, "value": {}})), "the point of the sweep"),
         "candidates": array(record(_CANDIDATE)),
+        "roofline": about(nullable(record(_ROOFLINE)), "the least time on this machine; null where not looked for"),
         "ratios": array(record(_RATIO)),
         "attempts": about(COUNT, "2 where a binding gate failed at first"),
         "earlier": about(array(record(_RATIO)), "what the first attempt found"),
@@ -125,6 +155,7 @@ _BENCH = {
         nullable(record({"world_size": COUNT, "backend": STRING})),
         "the processes that ran together, each on a batch of its own of the shape given; times are of the slowest",
     ),
+    "ceilings": about(array(CEILINGS), "of the machine, for each number of threads"),
     "cases": array(_CASE),
     "skipped": array(record({"name": STRING, "reason": STRING})),
     "warnings": _WARNINGS,
@@ -269,4 +300,9 @@ RUN_RESULT = document(
     },
     EXPECTED,
 )
-DOCUMENTS: tuple[Schema, ...] = (BENCH, RACE, RACES, DRAW, RUN_RESULT)
+KEPT_CEILINGS = document(
+    "ceilings",
+    "The file ceilings.json in the cache: the ceilings of machines, the newest first.",
+    {"machines": array(CEILINGS)},
+)
+DOCUMENTS: tuple[Schema, ...] = (BENCH, RACE, RACES, DRAW, RUN_RESULT, KEPT_CEILINGS)

@@ -53,6 +53,7 @@ def bench(
     fail_inconclusive: options.FailInconclusive = False,
     sweep: options.SweepOver = None,
     tensors: options.Tensors = 1,
+    no_roofline: options.NoRoofline = False,
     shape: common.Input = common.BENCH_SHAPE,
     dtypes: options.Dtypes = options.FLOAT32,
     device: common.Device = "cpu",
@@ -92,6 +93,7 @@ def bench(
         what = _chosen(context, kind, every, directions, settings)
     found = launch()
     what = placed(_planned(what, rounds, budget, threads), found)
+    what = replace(what, roofline=what.roofline and not no_roofline)
     pictures.check(plot)
     record = _run(what, found)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
@@ -189,6 +191,7 @@ def _run(what: Bench, found: Launch | None) -> dict[str, Any]:
             "plan": plan,
             "sweep": None,
             "ranks": None,
+            "ceilings": [],
             "cases": [],
             "skipped": [asdict(skipped) for skipped in what.skipped],
             "warnings": [],

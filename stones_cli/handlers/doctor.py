@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 LOOK = "Examination"
 Budget = Annotated[
     float | None,
-    common.option(
-        "--budget", read=parse.positive, of="seconds", help="for all comparisons together  [default: 8]", panel=LOOK
-    ),
+    common.option("--budget", read=parse.positive, of="seconds", help="for all of it  [default: 12]", panel=LOOK),
 ]
 Strict = Annotated[bool, common.flag("--strict", help="fail when a verdict is caution or bad", panel=LOOK)]
 
@@ -35,9 +33,10 @@ def doctor(
     """Tell whether this machine is fit for measuring.
 
     Processors, threads, frequency, load, memory, clock, the build of torch; and how far a job differs from itself, the
-    smallest difference that a bench here can tell. The status is 0 whatever is found, except with --strict or --expect
-    (verdict!=bad). What the system does not tell is unknown and fails nobody. Ctrl-C ends it and reports what was
-    found so far.
+    smallest difference that a bench here can tell. The ceilings of the machine are measured anew, and kept for `bench`:
+    how fast it copies, reads, multiplies matrices and calls. The status is 0 whatever is found, except with --strict
+    or --expect (verdict!=bad). What the system does not tell is unknown and fails nobody. Ctrl-C ends it and reports
+    what was found so far.
     """
     if budget is not None and budget > 3600:
         raise Refusal(f"--budget {budget:g} is out of range: it must be ≤ 3600 seconds")

@@ -9,8 +9,9 @@ import typer
 
 from layers import catalog
 from layers.catalog import KINDS
+from profiles import atomic
 from profiles.errors import Refusal
-from stones_cli import atomic, common, parse
+from stones_cli import common, parse
 from stones_cli.commands import given, named
 from stones_cli.failures import complain
 from stones_cli.handlers import import_torch, judged, naming

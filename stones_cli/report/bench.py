@@ -11,7 +11,7 @@ from typing import Any
 
 from profiles.expect import Outcome
 from stones_cli.report.inspection import expected, judged
-from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
+from stones_cli.report.tables import Cell, Prose, Report, Table, binary, table, value_text
 
 Record = Mapping[str, Any]
 _NUMBERS = {
@@ -24,9 +24,11 @@ _NUMBERS = {
     "workspace_bytes": "workspace",
     "peak_bytes": "peak",
     "compile_s": "compile s",
+    "of_roofline": "of roof",
 }
 _OF_RANKS = ("spread ms", "slowest", "communication ms", "share", "collectives", "bytes")
-_COSTS, _RATES = ("copies", "workspace_bytes", "peak_bytes"), ("gb_per_s", "gflop_per_s")
+_COSTS = "copies", "workspace_bytes", "peak_bytes"
+_RATES = "of_roofline", "gb_per_s", "gflop_per_s"
 
 
 def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
@@ -61,7 +63,7 @@ def _times(title: str, cases: Sequence[Record]) -> Table:
 
     def made(title: str, names: Sequence[str], spread: Sequence[str] = ()) -> Table:
         rows = (
-            (c["name"], *((c["ms"], f"{c['iqr_ms'] / c['ms']:.1%}") if spread else ()), *(_shown(c, n) for n in names))
+            (c["name"], *((c["ms"], f"{c['iqr_ms'] / c['ms']:.1%}") if spread else ()), *(_told(c, n) for n in names))
             for case in cases
             for c in case["candidates"]
         )
@@ -114,6 +116,16 @@ def _shown(candidate: Record, name: str) -> Cell:
     return None if found == 0 and name not in _COSTS else found
 
 
+def _told(candidate: Record, name: str) -> Cell:
+    """Return a number of ``candidate`` as it is read: the share of the roofline in percent."""
+    found = _shown(candidate, name)
+    return _share(found) if name == "of_roofline" and isinstance(found, float) else found
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.2g}".replace("e-0", "e-") if value < 1e-4 else f"{value:.2%}"
+
+
 def _yardstick(candidate: Record) -> str:
     return "yardstick" if candidate["role"] == "yardstick" else ""  # of another computation
 
@@ -149,6 +161,26 @@ def _interval(low: float, high: float) -> str:
     return f"{low:.3g} to {high:.3g}"
 
 
+def _roofline(case: Record) -> Iterator[str]:
+    """Say what bounds ``case``, and how much of its roofline the technique reaches."""
+    roof, (stone, *_) = case["roofline"], case["candidates"]
+    if roof is None:
+        return
+    what = f"{case['name']} {case['direction']}"
+    if stone["of_roofline"] is None:
+        yield f"{what}: moves and computes nothing, so that there is no floor"
+        return
+    rate = "the smallest call"
+    if roof["bound"] == "memory":
+        rate = f"{roof['bytes'] / roof['memory_ms'] / 1e6:.3g} GB/s at {binary(roof['working_set_bytes'])}"
+    elif roof["bound"] == "arithmetic":
+        rate = f"{roof['flops'] / roof['arithmetic_ms'] / 1e6:.4g} GFLOP/s"
+    yield (
+        f"{what}: bound by {roof['bound']}; the floor is {roof['floor_ms']:.3g} ms ({rate}), "
+        f"{stone['name']} reaches {_share(stone['of_roofline'])}"
+    )
+
+
 def _circumstances(record: Record) -> Iterator[str]:
     machine, plan = record["environment"], record["plan"]
     for case in record["cases"]:
@@ -160,6 +192,7 @@ def _circumstances(record: Record) -> Iterator[str]:
             f"{case['rounds']} rounds in {case['seconds']:.3g} s"
             + (f", {again} blocks preempted and run again" if again else "")
         )
+        yield from _roofline(case)
         if case["attempts"] > 1:
             found = ", ".join(f"{ratio['ratio']:.3g} × {ratio['vs']}" for ratio in case["earlier"])
             yield f"{case['name']} {case['direction']} was measured again, having failed at first ({found})."

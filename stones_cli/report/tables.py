@@ -101,5 +101,13 @@ def text_of(cell: Cell) -> str:
     return "x".join(map(str, cell)) or "scalar"
 
 
+def binary(count: int) -> str:
+    """Return a number of bytes in the unit that keeps it short: 512 B, 32 KiB, 49 MiB."""
+    sizes = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+    size, unit = next((each for each in sizes if count >= each[0]), sizes[-1])
+    value = count / size
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def _is_number(cell: Cell) -> bool:
     return isinstance(cell, (int, float)) and not isinstance(cell, bool)
