@@ -31,7 +31,7 @@ def path() -> Path | None:
     home = variables.get("HOME") or variables.get("USERPROFILE")
     if Path(shared).is_absolute():  # the standard says to ignore a relative one
         return Path(shared) / "stones" / "ceilings.json"
-    return Path(home) / ".cache" / "stones" / "ceilings.json" if home else None
+    return Path(home) / ".cache" / "stones" / "ceilings.json" if home and Path(home).is_dir() else None
 
 
 def recall(where: Mapping[str, Any]) -> Ceilings | None:

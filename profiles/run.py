@@ -165,14 +165,15 @@ def _checked(item: Check, tell: Callable[[float, str], None]) -> Record:
 def _timed(item: Timing, tell: Callable[[float, str], None], benches: list[Record]) -> Iterator[Record]:
     """Yield a row for each case that was measured or refused; ``benches`` gets the record of the bench without them."""
     from profiles import bench
+    from profiles.bench_record import judgements, worst
 
     record = bench.bench(dataclasses.replace(item.bench, skips=True), lambda p: tell(p.fraction, f"bench {p.case}"))
     for case in record.pop("cases"):
-        told = [f"{word}: {said}" if word == "advisory" else said for word, said in bench.judgements(case)]
+        told = [f"{word}: {said}" if word == "advisory" else said for word, said in judgements(case)]
         row = _row(
             item,
             f"{case['name']} {case['direction']}",
-            _OF_GATES[bench.worst([case])],  # type: ignore[index]
+            _OF_GATES[worst([case])],  # type: ignore[index]
             told,
             place=item.place_of(case["name"], case["direction"]),
         )

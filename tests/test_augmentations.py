@@ -22,6 +22,7 @@ from profiles import augmentations, cases
 from profiles.bench import Bench, bench
 from profiles.cases import case, reference
 from profiles.errors import Refusal
+from profiles.jobs import jobs
 from profiles.pillow import Pillow, pixels
 from profiles.subject import Setup, subject
 from profiles.target import resolve
@@ -239,7 +240,7 @@ def test_bench_refuses_what_does_not_compare():
     with pytest.raises(Refusal, match="works on a layer's input, autoaugment on images"):
         case(layer, vs=["autoaugment"])
     with pytest.raises(Refusal, match="an augmentation is not differentiated"):
-        cases.jobs(case(ours, "backward"))
+        jobs(case(ours, "backward"))
 
 
 def test_the_command_line_prints_the_policy_and_the_verdict():

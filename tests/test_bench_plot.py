@@ -325,14 +325,14 @@ def test_an_early_ctrl_c_writes_no_picture(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_draws_what_was_measured(tmp_path, monkeypatch):
-    measure, file = profiles.bench._measure, tmp_path / "gn.svg"
+    measure, file = profiles.bench._Measuring.measure, tmp_path / "gn.svg"
 
-    def until_backward(what, *arguments):
+    def until_backward(run, what, place):
         if what.direction == "backward":
             raise KeyboardInterrupt
-        measure(what, *arguments)
+        measure(run, what, place)
 
-    monkeypatch.setattr("profiles.bench._measure", until_backward)
+    monkeypatch.setattr("profiles.bench._Measuring.measure", until_backward)
     result = invoke(*TINY, "--forward", "--backward", "--plot", file, "--json")
     assert result.exit_code == Status.INTERRUPTED
     record = json.loads(result.stdout)

@@ -135,8 +135,9 @@ def test_a_folder_without_permission_is_no_error(cache, monkeypatch):
     [
         ({"STONES_CACHE": "/a", "XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/a/ceilings.json"),
         ({"XDG_CACHE_HOME": "/b", "HOME": "/c"}, "/b/stones/ceilings.json"),
-        ({"STONES_CACHE": "", "XDG_CACHE_HOME": "relative", "HOME": "/c"}, "/c/.cache/stones/ceilings.json"),
-        ({"HOME": "/c"}, "/c/.cache/stones/ceilings.json"),
+        ({"STONES_CACHE": "", "XDG_CACHE_HOME": "relative", "HOME": "/usr"}, "/usr/.cache/stones/ceilings.json"),
+        ({"HOME": "/usr"}, "/usr/.cache/stones/ceilings.json"),
+        ({"HOME": "/nonexistent/home"}, None),  # and is not made
         ({}, None),
     ],
 )

@@ -204,7 +204,7 @@ def _status(
     record: dict[str, Any], failed: Sequence[str], fail_inconclusive: bool, where: common.Destination
 ) -> Status:
     """Say what failed, one line each, and return the status."""
-    from profiles.bench import judgements
+    from profiles.bench_record import judgements
 
     told = [each for case in record["cases"] for each in judgements(case)]
     told += [("failed", sentence) for sentence in failed]
