@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow bench noise startup lint format clean help
+.PHONY: demo test test-slow bench gates noise startup lint format clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,10 @@ test: $(STAMP) ## set up, then lint, types, every stone’s counters and every t
 test-slow: $(STAMP) ## the long checks alone
 	$(RUN)/python -m pytest -m slow -q
 
-bench: $(STAMP) ## the speed table: every norm against torch and a copy, one thread
+bench: $(STAMP) ## write docs/performance.md: every stone beside what one would otherwise use (an hour)
+	$(RUN)/python tests/performance.py
+
+gates: $(STAMP) ## the speed that is promised, against torch and a copy, one thread
 	$(RUN)/stones bench --profile speed
 
 noise: $(STAMP) ## does the bench raise false alarms, and does it find 12.5 % more work?

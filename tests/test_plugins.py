@@ -50,6 +50,12 @@ def test_processes_list_show_explain_and_complete_a_plug_in(site):
         assert (offered in told.stdout.split(), told.stderr) == (True, "")
 
 
+def test_the_readme_shows_what_is_listed(site):
+    listed = run(example(site), "list", "rms").stdout
+    shown = "".join(f"    {line}\n" for line in listed.splitlines())
+    assert f"    $ stones list rms\n{shown}" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_process_runs_its_code_where_it_is_named(site, tmp_path):
     found = run(example(site), "inspect", "rms-norm", "-i", "4x12x6x6", "--json", cwd=tmp_path)
     assert (found.returncode, found.stderr) == (Status.DONE, "")
