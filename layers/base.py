@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from layers.card import Card, OptionError, OptionValue
+from layers.moments import wide_dtype
 
 AXES = {2: "(N, C)", 3: "(N, C, L)", 4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
 
@@ -102,4 +103,20 @@ def scale_and_shift(
     return scale, None if bias is None else bias.to(var.dtype)
 
 
-__all__ = ["AXES", "Layer", "Norm", "OptionError", "scale_and_shift"]
+def widened_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Return γ and β as torch's CPU kernels want them for ``x``: in the dtype of statistics, there for a half type.
+
+    They keep the statistics for backward in the dtype of γ; a mean of few digits spoils ∂L/∂x.
+    """
+    wide, channels = wide_dtype(x.dtype), x.shape[1]
+    if wide != x.dtype:
+        weight = x.new_ones(channels, dtype=wide) if weight is None else weight
+        bias = x.new_zeros(channels, dtype=wide) if bias is None else bias
+    if weight is not None and weight.dtype != wide:
+        weight = weight.to(wide)
+    if bias is not None and bias.dtype != wide:
+        bias = bias.to(wide)
+    return weight, bias
+
+
+__all__ = ["AXES", "Layer", "Norm", "OptionError", "scale_and_shift", "widened_affine"]

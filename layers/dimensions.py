@@ -9,6 +9,8 @@ from typing import Any
 SIZES = ("N", "C", "H", "W", "S", "E", "B", "train", "nhwc")
 WEIGHT_SIZES = ("O", "I", "E", "B", "train", "nhwc")
 
+SMALL = 1 << 18  # elements
+
 
 def sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4, nhwc: bool = False) -> dict[str, Any]:
     """Return the symbols that an input of ``shape`` (N, C, *positions), channels-last or not, gives to formulas.
@@ -63,6 +65,27 @@ def meeting(size: int, kernel: int, stride: int, padding: int, dilation: int) ->
     outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     first, last = -(((outputs - 1) * stride - padding) // dilation), (padding + size - 1) // dilation
     return max(0, min(kernel - 1, last) - max(0, first) + 1)
+
+
+def batch_norm(samples: int, channels: int, positions: int) -> int:
+    """Return the operations of a training forward of `layers.norm.bn` with γ, β and running statistics."""
+    elements = samples * channels * positions
+    if elements == 0 or is_small(elements, positions):
+        return 7 * elements + 10 * channels * (elements > 0)
+    return 7 * elements + 8 * samples * channels + 14 * channels
+
+
+def batch_norm_backward(samples: int, channels: int, positions: int) -> int:
+    """Return the operations of the backward of `batch_norm`."""
+    elements = samples * channels * positions
+    if elements == 0 or is_small(elements, positions):
+        return 11 * elements - 2 * channels * (elements > 0)
+    return 7 * elements + 11 * channels
+
+
+def is_small(elements: int, positions: int) -> bool:
+    """Whether torch's kernel of batch normalization is fast on contiguous float32 maps of these sizes."""
+    return positions <= 1 or elements <= SMALL
 
 
 def divisors(number: int) -> list[int]:

@@ -4,7 +4,8 @@ A formula is one Python expression over symbols: ``2*C if affine else 0``, ``C %
 ``True``/``False``/``None``, ``+ - * / // % **``, comparisons (also ``is None``), ``and``/``or``/``not``,
 ``x if c else y``, ``min``, ``max``, ``sqrt``, ``log``, ``gcd``, ``axis(k, 0)``, the entry of an option that has one per
 axis, ``inside(H, k, stride, padding, dilation)``, the elements of all windows along an axis that are no padding,
-``meeting(…)`` of the same, the taps that see any, and of a list of dilation rates ``entries(rates)`` and
+``meeting(…)`` of the same, the taps that see any, ``batch_norm(N, C, S)`` and ``batch_norm_backward(N, C, S)``, the
+operations of a batch normalization inside, and of a list of dilation rates ``entries(rates)`` and
 ``is_covered(rates, k)``; nothing else, so that text from a card cannot run code.
 """
 
@@ -63,6 +64,8 @@ _CALLS: dict[str, Callable[..., Value]] = {
     "axis": operator.getitem,
     "inside": dimensions.inside,
     "meeting": dimensions.meeting,
+    "batch_norm": dimensions.batch_norm,
+    "batch_norm_backward": dimensions.batch_norm_backward,
     "entries": dilation.entries,
     "is_covered": dilation.is_covered,
 }

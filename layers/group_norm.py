@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.base import scale_and_shift
+from layers.base import scale_and_shift, widened_affine
 from layers.moments import Planes, pool
 from layers.observe import observe
 
@@ -18,10 +18,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     """
     channels = x.shape[1]
     if x.is_contiguous() and x.numel():
-        if x.dtype.itemsize < 4 and x.device.type == "cpu":
-            # The kernel keeps mean and rstd for backward in the dtype of γ; a mean of few digits spoils ∂L/∂x.
-            weight = x.new_ones(channels, dtype=torch.float32) if weight is None else weight.float()
-            bias = x.new_zeros(channels, dtype=torch.float32) if bias is None else bias.float()
+        if x.device.type == "cpu":
+            weight, bias = widened_affine(x, weight, bias)
         y, mean, rstd = torch.native_group_norm(
             x, weight, bias, x.shape[0], channels, x.numel() // (x.shape[0] * channels), groups, eps
         )

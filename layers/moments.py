@@ -47,8 +47,8 @@ class Planes:
         """Return ``scale * (x - center) + shift``; the three broadcast to N×C."""
         if self._plain:
             wide = self._x.to(self.mean.dtype)
-            y = _planes_of(scale, wide) * (wide - _planes_of(center, wide))
-            return (y if shift is None else y + _planes_of(shift, wide)).to(self._x.dtype)
+            y = planes_of(scale, wide) * (wide - planes_of(center, wide))
+            return (y if shift is None else y + planes_of(shift, wide)).to(self._x.dtype)
         # The kernel centres on the plane's own mean, a constant here: only N×C numbers know about `center`.
         own = self.mean.detach()
         offset = scale * (own - center)
@@ -115,7 +115,7 @@ class _Moments(torch.autograd.Function):
         slope = zero if grad_var is None else grad_var * (2 / size)
         offset = (zero if grad_mean is None else grad_mean / size) - slope * mean
         if grad_y is None:  # double backward, in plain operations that can be differentiated again
-            return (_planes_of(slope, x) * x.to(mean.dtype) + _planes_of(offset, x)).to(x.dtype), None
+            return (planes_of(slope, x) * x.to(mean.dtype) + planes_of(offset, x)).to(x.dtype), None
         scale, ctx.link.scale = ctx.link.scale, None
         return combine_planes(grad_y, scale, x, slope, offset), None
 
@@ -135,8 +135,8 @@ class _Affine(torch.autograd.Function):
         x, scale, own = ctx.saved_tensors
         if torch.is_grad_enabled():  # double backward: past the handle, straight to x, in plain operations
             wide, grad = x.to(own.dtype), grad.to(own.dtype)
-            product = (grad * (wide - _planes_of(own, wide))).flatten(2).sum(2)
-            return None, (grad * _planes_of(scale, wide)).to(x.dtype), product, None, grad.flatten(2).sum(2), None
+            product = (grad * (wide - planes_of(own, wide))).flatten(2).sum(2)
+            return None, (grad * planes_of(scale, wide)).to(x.dtype), product, None, grad.flatten(2).sum(2), None
         ctx.link.scale = scale
         grad = grad.contiguous(memory_format=_format(x))
         total, product = plane_sums(grad, x, own)
@@ -177,7 +177,7 @@ def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def _apply(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
     """scale·(x − own) + offset, in the dtype of x."""
     if not x.is_contiguous():
-        return torch.addcmul(_planes_of(offset - scale * own, x), x.to(own.dtype), _planes_of(scale, x)).to(x.dtype)
+        return torch.addcmul(planes_of(offset - scale * own, x), x.to(own.dtype), planes_of(scale, x)).to(x.dtype)
     return _per_plane(x, scale, own, offset)
 
 
@@ -228,13 +228,13 @@ def channel_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[T
 def combine_planes(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     """scale·grad + slope·x + offset, numbers N×C or C, in the dtype of x (which is grad's too)."""
     if x.dtype != scale.dtype:  # one rounding at the end, not two
-        wide = torch.addcmul(_planes_of(offset, x), x.to(scale.dtype), _planes_of(slope, x))
-        return wide.addcmul_(grad.to(scale.dtype), _planes_of(scale, x)).to(x.dtype)
+        wide = torch.addcmul(planes_of(offset, x), x.to(scale.dtype), planes_of(slope, x))
+        return wide.addcmul_(grad.to(scale.dtype), planes_of(scale, x)).to(x.dtype)
     if x.is_contiguous():
         y = _per_plane(x, slope, torch.zeros_like(slope), offset)
     else:
-        y = torch.addcmul(_planes_of(offset, x), x, _planes_of(slope, x))
-    return y.addcmul_(grad, _planes_of(scale, x))
+        y = torch.addcmul(planes_of(offset, x), x, planes_of(slope, x))
+    return y.addcmul_(grad, planes_of(scale, x))
 
 
 def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -245,7 +245,7 @@ def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (wide - mean.unsqueeze(2)).square().mean(2)
 
 
-def _planes_of(numbers: Tensor, x: Tensor) -> Tensor:
+def planes_of(numbers: Tensor, x: Tensor) -> Tensor:
     """View N×C (or C) numbers so that they broadcast over the positions of ``x``."""
     return numbers.reshape(*numbers.shape, *(1,) * (x.dim() - 2))
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from batches import C, N, data, double, near
 
-from layers import moments as engine
 from layers.norm.bcn import BatchChannelNorm
 from layers.norm.bn import BatchNorm
 from layers.norm.bn_gn import BatchGroupNorm
@@ -49,24 +48,6 @@ def test_ghosts_are_consecutive_samples():
     layer, x = double(GhostBatchNorm, 2), data().requires_grad_()
     layer(x)[1].sin().sum().backward()
     assert [bool(sample.any()) for sample in x.grad] == [True, True, False, False, False, False]
-
-
-# Batch normalization.
-
-
-@pytest.mark.parametrize("slices", [1, 7, 1 << 17])
-def test_maps_larger_than_the_cache_are_normalized_as_small_ones(monkeypatch, slices):
-    monkeypatch.setattr(engine, "CHUNK", slices)
-    ours, torchs = double(BatchNorm), torch.nn.BatchNorm2d(C).double()
-    torchs.load_state_dict(ours.state_dict())
-    found = []
-    for layer in (ours, torchs):
-        x = data().requires_grad_()
-        y = layer(x)
-        y.sin().sum().backward()
-        found.append([y, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var])
-    for mine, theirs in zip(*found, strict=True):
-        near(mine, theirs)
 
 
 # BN+GN and inference example weighing: averages of E[x] and E[x²].

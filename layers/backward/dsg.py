@@ -86,7 +86,7 @@ card = Card(
             help="what is kept is larger",
         ),
         Stat("mean", ("O",), given="train", help="of the batch normalization"),
-        Stat("var", ("O",), given="train", help="of the batch normalization"),
+        Stat("rstd", ("O",), given="train", help="of the batch normalization"),
     ),
     buffers=(
         Stat("search.projection", ("I", "K"), "I×k", given="selection == 'drs'", help="R"),
@@ -102,14 +102,13 @@ card = Card(
         "4*Q*O*I + Q*O + (11*Q*O - 2*O if train else 4*Q*O - 2*O)",
     ),
     executed=Flops(
-        "2*Q*O*I + searched + compared + Q*O + (7*Q*O + 8*N*O + 14*O if train else 2*Q*O + 5*O) + "
+        "2*Q*O*I + searched + compared + Q*O + (batch_norm(N, O, HO*WO) if train else 2*Q*O + 5*O) + "
         "(2*Q*O*I + 2*O*I*K + O*I + train*(2*O*I*K + O*K) if drs else 0)",
-        "4*Q*O*I + Q*O + (7*Q*O + 11*O if train else 4*Q*O - 2*O)",
+        "4*Q*O*I + Q*O + (batch_norm_backward(N, O, HO*WO) if train else 4*Q*O - 2*O)",
     ),
     explained="The definition searches in k numbers, projecting every window; here the search is one dense convolution "
-    "by W R Rᵀ, so drs executes two. Masked outputs are counted, since they are computed: no operation is saved. The "
-    "batch normalization takes 7 operations per element in training. fvcore counts convolutions, by one per "
-    "multiply-add, and what its handles know of the rest.",
+    "by W R Rᵀ, so drs executes two. Masked outputs are counted, since they are computed: no operation is saved. "
+    "fvcore counts convolutions, by one per multiply-add, and what its handles know of the rest.",
     saved="4*E + 4*Q*O + compared + (8*O if train else 0)",
     stated="HO*WO > 1",
     traffic=Flops("B*(E + O*I + Q*O)", "B*(2*E + 2*O*I + Q*O)"),

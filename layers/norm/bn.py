@@ -11,18 +11,19 @@ which data-parallel wrappers reduce. torch.nn.SyncBatchNorm refuses CPU tensors;
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from layers.base import scale_and_shift
+from layers.batch_kernels import normalize, normalize_by_torch, suits_kernels, suits_torch
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Peer, Rule, Stat
-from layers.moments import Planes, channel_sums, combine_planes, needs_plain_operations, plane_moments, pool
+from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.running import RunningNorm
-from layers.shared import AFFINE, BN_ROW, EPS, FOLDED, MOMENTUM
+from layers.shared import AFFINE, BN_ROW, EPS, MOMENTUM
 from layers.synchronise import merge_over_ranks, spans_ranks
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ card = Card(
     ),
     statistics=(
         Stat("mean", ("C",), "C×1", given="train or not track_running_stats"),
-        Stat("var", ("C",), "C×1", given="train or not track_running_stats"),
+        Stat("rstd", ("C",), "C×1", given="train or not track_running_stats"),
     ),
     buffers=(
         Stat("running_mean", ("C",), "C×1", given="track_running_stats"),
@@ -77,14 +78,16 @@ card = Card(
         "(11*E - 2*C if affine else 7*E) if train or not track_running_stats else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "(7*E + 8*N*C + (7 if affine else 6)*C if S > 1 else (23*E + 4*C if affine else 22*E + 3*C))"
-        " + (7*C + (momentum is None) if track_running_stats else 0) if train or not track_running_stats"
-        " else 2*E + (5 if affine else 4)*C",
-        "(7*E + (11 if affine else 10)*C if S > 1 else (30*E + 2*C if affine else 29*E + C))"
-        " if train or not track_running_stats else (4*E - 2*C if affine else E)",
+        "2*E + (5 if affine else 4)*C if not train and track_running_stats"
+        " else (7 if affine else 5)*E + (10 if track_running_stats else 2)*C if S == 1 or E <= 262144"
+        " else 7*E + 8*N*C + (7 if affine else 6)*C + (7*C + (momentum is None) if track_running_stats else 0)",
+        "(4*E - 2*C if affine else E) if not train and track_running_stats"
+        " else (11*E - 2*C if affine else 7*E) if S == 1 or E <= 262144 else 7*E + (11 if affine else 10)*C",
     ),
-    explained=FOLDED,
-    saved="B*E + (8*C if S > 1 else 12*E + (8 if affine else 4)*C)",
+    explained="Up to 2¹⁸ elements, and for one position, torch's kernel does the definition. Above, centring, scaling "
+    "and shifting are folded into one scale and one shift per channel, so that forward and backward take 7 operations "
+    "per element, plus those on N×C numbers.",
+    saved="B*E + 8*C",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -192,6 +195,8 @@ class BatchNorm(RunningNorm):
         count = x.numel() // self.channels
         if not sync:
             self.refuse_single_values(count, "channel")
+            if suits_torch(x):
+                return self._normalize_by_torch(x)
             if suits_kernels(x):
                 return self._normalize_by_kernels(x, count)
         planes = Planes(x)
@@ -199,66 +204,27 @@ class BatchNorm(RunningNorm):
         total: int | Tensor = count
         if sync:
             mean, var, total = merge_over_ranks(mean, var, count, self.process_group)
-        observe(mean=mean, var=var)
+        observe(mean=mean, rstd=(var + self.eps).rsqrt())
         self.update_running(mean, var, total)
         scale, shift = scale_and_shift(var, self.eps, self.weight, self.bias)
         return planes.affine(scale, mean, shift)
 
+    def _normalize_by_torch(self, x: Tensor) -> Tensor:
+        momentum = 0.0
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        y, mean, rstd = normalize_by_torch(
+            x, self.weight, self.bias, self.running_mean, self.running_var, momentum, self.eps
+        )
+        observe(mean=mean, rstd=rstd)
+        return y
+
     def _normalize_by_kernels(self, x: Tensor, count: int) -> Tensor:
-        y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-        observe(mean=mean, var=var)
+        y, mean, var, rstd = normalize(x, self.weight, self.bias, self.eps)
+        observe(mean=mean, rstd=rstd)
         self.update_running(mean, var, count)
-        normalized: Tensor = y
-        return normalized
-
-
-def suits_kernels(x: Tensor) -> bool:
-    """Whether `_Normalize` may take ``x``: contiguous planes of several positions, and nobody is looking inside."""
-    return x.is_contiguous() and x.shape[2:].numel() > 1 and x.numel() > 0 and not needs_plain_operations()
-
-
-class _Normalize(torch.autograd.Function):
-    """y, μ and σ² (C,) on contiguous data: torch's kernel of evaluation, by the moments of this batch.
-
-    What `Planes` records operation by operation on N×C numbers is done here once on C, which on small maps is most of
-    the time. torch's own training takes twice as long for the statistics of large maps.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        own, spread = plane_moments(x)
-        mean = own.mean(0)
-        own -= mean
-        var = spread.addcmul_(own, own).mean(0)  # as `pool` does it
-        weight, bias = (None if t is None else t.to(var.dtype) for t in (weight, bias))
-        y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(mean, var)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt_())
-        return y, mean, var
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, *_ = grads
-        if grad is None:
-            return None, None, None, None
-        x, weight, mean, rstd = ctx.saved_tensors
-        grad, needed = grad.contiguous(), list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # double backward: that of training is slower, but differentiable in turn
-            found = torch.ops.aten.native_batch_norm_backward(
-                grad, x, weight, None, None, mean, rstd, True, ctx.eps, needed
-            )
-            return *(each if wanted else None for each, wanted in zip(found, needed, strict=True)), None
-        total, product = channel_sums(grad, x, mean, rstd)
-        scale = rstd if weight is None else rstd * weight
-        share = scale / (-x.numel() // x.shape[1])
-        slope = share * rstd * product
-        offset = torch.addcmul(share * total, slope, mean, value=-1)
-        grad_x = combine_planes(grad, scale, x, slope, offset)
-        return grad_x, product if needed[1] else None, total if needed[2] else None, None
+        return y
 
 
 def gradient_sums(layer: BatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,11 @@ card = Card(
         "grids": "N*q*(p1*p1 + p2*p2)",
         "strips": "N*q*(H + W)",
         "windows": "N*q*((H + p1 - gcd(H, p1))*(W + p1 - gcd(W, p1)) + (H + p2 - gcd(H, p2))*(W + p2 - gcd(W, p2)))",
+        "norms": "5*batch_norm(N, q, S) + batch_norm(N, q, p1*p1) + batch_norm(N, q, p2*p2) + batch_norm(N, q, H) + "
+        "batch_norm(N, q, W) + batch_norm(N, C, S)",
+        "norms_back": "5*batch_norm_backward(N, q, S) + batch_norm_backward(N, q, p1*p1) + "
+        "batch_norm_backward(N, q, p2*p2) + batch_norm_backward(N, q, H) + batch_norm_backward(N, q, W) + "
+        "batch_norm_backward(N, C, S)",
         "products": "q*(86*maps + 18*grids + 6*strips)",
     },
     rules=(
@@ -75,7 +80,7 @@ card = Card(
         Stat("rows", ("N", "q", "H", "1"), "N×C/4×H×1", help="means of the rows"),
         Stat("columns", ("N", "q", "1", "W"), "N×C/4×1×W", help="means of the columns"),
         Stat("mean", ("C",), given="train", help="of the last normalization"),
-        Stat("var", ("C",), given="train", help="of the last normalization"),
+        Stat("rstd", ("C",), given="train", help="of the last normalization"),
     ),
     buffers=(
         Stat("near.norm.running_mean", ("q",)),
@@ -115,13 +120,12 @@ card = Card(
         "2*products + windows + (140*maps + 12*grids + 10*strips if train else 77*maps + 5*grids + 3*strips) - 26*q",
     ),
     executed=Flops(
-        "products + windows + (96*maps + 7*grids + 7*strips + 104*N*q + 182*q if train "
-        "else 42*maps + grids + strips + 65*q + 67*q*q)",
-        "2*products + windows + 26*q + (104*maps + 8*grids + 6*strips + 117*q if train "
-        "else 50*maps + 2*grids + 201*q*q)",
+        "products + windows + (33*maps + norms if train else 42*maps + grids + strips + 65*q + 67*q*q)",
+        "2*products + windows + (41*maps + grids - strips + norms_back if train "
+        "else 26*q + 50*maps + 2*grids + 201*q*q)",
     ),
-    explained="In training the batch norms take 7 operations per element, beside those on N×q numbers; in evaluation "
-    "they are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; strips "
+    explained="In evaluation the batch norms "
+    "are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; strips "
     "are not interpolated. fvcore counts convolutions, by one per multiply-add, and what its handles know of the rest.",
     saved="104*q + (100*maps + 8*grids + 8*strips if train else 64*maps + 4*grids + 4*strips + 268*q*q)",
     stated="H > 1 and W > 1 and p1 > 1 and p2 > 1",

@@ -105,7 +105,7 @@ card = Card(
         Stat("covariance", ("N", "R", "R"), "N×C×C"),
         Stat("trace", ("N",), "N", given="method == 'isqrt'"),
         Stat("eigenvalues", ("N", "R"), "N×C", given="method == 'eig'"),
-        Stat("var", ("R",), "C", given="dim_reduction is not None and train", help="of the batch normalization"),
+        Stat("rstd", ("R",), "C", given="dim_reduction is not None and train", help="of the batch normalization"),
     ),
     buffers=(
         Stat("reduction.norm.running_mean", ("R",), given="dim_reduction is not None"),
@@ -120,11 +120,11 @@ card = Card(
         "if method == 'isqrt' else 8*N*R**3 + 4*N*R*R)",
     ),
     executed=Flops(
-        "reduced*(2*E*R + (8*T + 8*N*R + 14*R if train else 2*T + R*C + 5*R)) + 2*T*R + 3*T + N*R*R + N*R + "
+        "reduced*(2*E*R + (T + batch_norm(N, R, S) if train else 2*T + R*C + 5*R)) + 2*T*R + 3*T + N*R*R + N*R + "
         "(N*R**3*2*products + (iters + 3)*N*R*R + 2*N*R + R*R if method == 'isqrt' else "
         "11*N*R**3 + 4*N*R*R + 2*N*R + N + (N*R*R + N if norm == 'l2' else 3*N*R*R + N if norm == 'fro' else 0))",
-        "reduced*(4*E*R + (8*T + 11*R if train else 2*T + 3*R*C + 2*R)) + 2*T*R + 3*T + 2*N*R*R + "
-        "(N*R**3*(6 if iters == 1 else 18*(iters - 1)) + (4*iters + 9)*N*R*R + N*R + 3*N + R*R "
+        "reduced*(4*E*R + (T + batch_norm_backward(N, R, S) if train else 2*T + 3*R*C + 2*R)) + 2*T*R + 3*T + "
+        "2*N*R*R + (N*R**3*(6 if iters == 1 else 18*(iters - 1)) + (4*iters + 9)*N*R*R + N*R + 3*N + R*R "
         "if method == 'isqrt' else "
         "8*N*R**3 + 14*N*R*R + (7*N*R*R + 3*N if norm == 'l2' else 9*N*R*R if norm == 'fro' else 0))",
     ),

@@ -52,6 +52,9 @@ card = Card(
         "enlarging": "7*N*R*S*(L - flat)",
         "shrinking": "8*N*R*S*(L - flat) + N*R*S*flat + E",
         "pooling": "windows + N*C*(made - single) + joined",
+        "norms": "batch_norm(N, R, a*a) + batch_norm(N, R, b*b) + batch_norm(N, R, c*c) + batch_norm(N, R, d*d)",
+        "norms_back": "batch_norm_backward(N, R, a*a) + batch_norm_backward(N, R, b*b) + "
+        "batch_norm_backward(N, R, c*c) + batch_norm_backward(N, R, d*d)",
     },
     rules=(
         Rule("L > 0", "levels={levels} is no pyramid; give at least one grid ≥ 1", "levels"),
@@ -68,7 +71,7 @@ card = Card(
     ),
     statistics=(
         Stat("mean", ("R",), given="train", help="of the normalization behind the last grid"),
-        Stat("var", ("R",), given="train", help="of the normalization behind the last grid"),
+        Stat("rstd", ("R",), given="train", help="of the normalization behind the last grid"),
     ),
     buffers=(
         Stat("grids.0.norm.running_mean", ("R",)),
@@ -90,17 +93,15 @@ card = Card(
         "pooling + 4*N*R*C*bins + shrinking + (12*N*R*bins if train else 5*N*R*bins) - 2*R*L",
     ),
     executed=Flops(
-        "windows + 2*N*R*C*bins + enlarging + (8*N*R*(bins + L) + 14*R*L - 3*N*R*flat - 3*R*flat if train "
-        "else 2*N*R*bins + 5*R*L + C*C)",
-        "pooling + 4*N*R*C*bins + shrinking + 2*R*L + (8*N*R*bins + 9*R*L + 16*N*R*flat - 9*R*flat if train "
-        "else 2*N*R*bins - N*R*flat + 3*C*C)",
+        "windows + 2*N*R*C*bins + enlarging + (N*R*bins + norms if train else 2*N*R*bins + 5*R*L + C*C)",
+        "pooling + 4*N*R*C*bins + shrinking - N*R*flat + "
+        "(N*R*bins + norms_back if train else 2*N*R*bins + 2*R*L + 3*C*C)",
     ),
-    explained="In training the batch norms take 7 operations per element, beside those on N×R numbers; in evaluation "
-    "they are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; a "
+    explained="In evaluation the batch norms "
+    "are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; a "
     "single bin is expanded. fvcore counts a pooling by the elements of its input, whatever the overlap of bins, "
     "convolutions by one per multiply-add, and interpolation by 4 per number.",
-    saved="(4*E if M > 1 else 0) + 4*N*C*(bins - again*M*M) + 8*R*L + "
-    "(8*N*R*(bins + flat) if train else 4*N*R*bins + 4*C*C)",
+    saved="(4*E if M > 1 else 0) + 4*N*C*(bins - again*M*M) + 8*R*L + (8*N*R*bins if train else 4*N*R*bins + 4*C*C)",
     traffic=Flops("3*E*B", "3*E*B"),
     ranks=(4,),
     output=("N", "2*C", "H", "W"),

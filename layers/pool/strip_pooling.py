@@ -72,7 +72,7 @@ card = Card(
         Stat("rows", ("N", "C", "H", "1"), "N×C×H×1", help="means of the rows"),
         Stat("columns", ("N", "C", "1", "W"), "N×C×1×W", help="means of the columns"),
         Stat("mean", ("O",), given="train", help="of the normalization behind the columns, over N×W values"),
-        Stat("var", ("O",), given="train", help="of the normalization behind the columns, over N×W values"),
+        Stat("rstd", ("O",), given="train", help="of the normalization behind the columns, over N×W values"),
     ),
     buffers=(
         Stat("rows.norm.running_mean", ("O",)),
@@ -88,11 +88,11 @@ card = Card(
         "back + (10*strips if train else 3*strips) - 5*O",
     ),
     executed=Flops(
-        "both + (7*strips + 16*N*O + 28*O if train else strips + 6*C*O + 10*O)",
-        "back + (6*strips + 21*O if train else 18*C*O + 3*O)",
+        "both + (batch_norm(N, O, H) + batch_norm(N, O, W) if train else strips + 6*C*O + 10*O)",
+        "back + (batch_norm_backward(N, O, H) + batch_norm_backward(N, O, W) - strips - O if train else 18*C*O + 3*O)",
     ),
-    explained="In training the batch norms take 7 operations per element, beside those on N×O numbers; in evaluation "
-    "they are folded into the convolutions before them. fvcore counts convolutions, by one per multiply-add, and what "
+    explained="In evaluation the batch norms "
+    "are folded into the convolutions before them. fvcore counts convolutions, by one per multiply-add, and what "
     "its handles know of the rest.",
     saved="8*N*O*S + (4*E if returns == 'product' else 0) + 4*N*C*(H + W)"
     " + (4*strips + 16*O if train else 24*C*O + 16*O)",

@@ -1,0 +1,87 @@
+"""Torch's kernels of batch normalization are taken where they suit, and nothing but the time tells."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from batches import C, data, double, near
+from harness import run
+
+from layers import batch_kernels, dimensions
+from layers import moments as engine
+from layers.norm.bn import BatchNorm
+from profiles.facts import inspect
+from profiles.subject import Setup, subject
+from profiles.target import resolve
+
+LAST = {"memory_format": torch.channels_last}
+
+
+def results(layer, x, upstream):
+    """Output, the gradients of one and two derivatives, and the buffers."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    wanted = [x, layer.weight, layer.bias]
+    first = torch.autograd.grad(y, wanted, upstream, create_graph=True)
+    second = torch.autograd.grad(first[0].sin().sum(), wanted[:2])
+    return [y.detach(), *(t.detach() for t in (*first, *second)), layer.running_mean, layer.running_var]
+
+
+@pytest.mark.parametrize("slices", [1, 7, 1 << 17])
+@pytest.mark.parametrize("layout", [{}, LAST], ids=["contiguous", "channels_last"])
+def test_large_maps_are_normalized_as_small_ones(monkeypatch, slices, layout):
+    x = data().to(**layout)
+    wanted = results(torch.nn.BatchNorm2d(C).double(), x, x.cos())
+    for small in (True, False):
+        if not small:
+            monkeypatch.setattr(engine, "CHUNK", slices)
+            monkeypatch.setattr(dimensions, "SMALL", 0)
+            monkeypatch.setattr(batch_kernels, "CHAIN", 0)
+        assert batch_kernels.suits_torch(x) == small
+        for mine, theirs in zip(results(double(BatchNorm), x, x.cos()), wanted, strict=True):
+            near(mine, theirs)
+
+
+@pytest.mark.parametrize("first", [0.0, 1e4], ids=["like the others", "far from the others"])
+@pytest.mark.parametrize("layout", [{}, LAST], ids=["contiguous", "channels_last"])
+def test_many_values_with_a_large_mean_keep_their_digits(layout, first):
+    x = (data(shape=(2, C, 128, 128)) + 1e4).float()
+    x[0, :, 64, 64] += first
+    x = x.to(**layout)
+    layer = BatchNorm(C, momentum=1.0)
+    wide = run(copy.deepcopy(layer).double(), x.double())
+    found = run(layer, x)
+    for name, within in (("y", 1e-3), ("gradient of x", 1e-3), ("buffer running_var", 1e-3)):
+        near(found.tensors()[name].double(), wide.tensors()[name], within * float(wide.tensors()[name].abs().max()))
+
+
+def test_forwards_of_other_sizes_and_layouts_may_come_between_a_forward_and_its_backward(monkeypatch):
+    monkeypatch.setattr(dimensions, "SMALL", 1000)
+    layer, x = BatchNorm(C), data(shape=(6, C, 5, 4)).float().requires_grad_()
+    alone = torch.autograd.grad(copy.deepcopy(layer)(x).sin().sum(), x)[0]
+    y = layer(x)
+    for other in (data(shape=(6, C, 9, 8)).float(), data(seed=1).float().to(**LAST), data(seed=2).float()):
+        layer(other)
+    assert torch.equal(torch.autograd.grad(y.sin().sum(), x)[0], alone)
+
+
+@pytest.mark.parametrize("layout", [{}, LAST], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16)])
+def test_narrow_running_statistics_are_moved_in_float32_and_rounded_once(dtype, kept, layout):
+    layer = BatchNorm(C, momentum=0.25, dtype=kept)
+    x = data(seed=3).to(dtype).to(**layout)
+    wide = copy.deepcopy(layer).double()
+    layer(x), wide(x.double())
+    for name in ("running_mean", "running_var"):
+        found, wanted = getattr(layer, name), getattr(wide, name)
+        assert found.dtype == kept
+        near(found.double(), wanted, 2**-8 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["bn", "dsg", "mixed-pooling", "mpn-cov", "ppm", "strip-pooling"])
+def test_the_card_states_what_is_executed_on_large_maps_too(name):
+    options = {"dim_reduction": 16} if name == "mpn-cov" else {}
+    record = inspect(subject(resolve(name), options, Setup(shape=(8, 64, 48, 48))), fvcore=False)
+    assert [check for check in record["checks"] if not check["ok"]] == []
