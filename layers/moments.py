@@ -277,7 +277,7 @@ def is_channels_last(x: Tensor) -> bool:
 def as_laid_out(y: Tensor, x: Tensor) -> Tensor:
     """Return ``y`` channels-last where ``x`` is: some of torch's operations, and its meta device, forget it."""
     kept = not x.is_contiguous() and is_channels_last(x)
-    return y.contiguous(memory_format=torch.channels_last) if kept else y
+    return y.contiguous(memory_format=_format(x)) if kept else y
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
