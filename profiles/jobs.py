@@ -95,7 +95,8 @@ class _Layer:
             first, second = _seconds(run), _seconds(run)
         except Exception as error:  # whatever the compiler raises
             why = first_line(error)
-            raise Unavailable(f"torch.compile fails on {self.what.name}: {why}") from error
+            remedy = "; install one, or let CXX name it, or leave --compile out" if "InvalidCxxCompiler" in why else ""
+            raise Unavailable(f"torch.compile fails on {self.what.name}: {why}{remedy}") from error
         return max(0.0, first - second)
 
     def inference(self) -> Any:

@@ -47,9 +47,13 @@ def variants(
 
     Raises `Refusal` for an axis that the input has not and the technique has no option of that name, or its values.
     """
-    found = []
+    found, points = [], list(_points(target, setup, sweep))
+    if twice := [
+        point.label for number, point in enumerate(points) if point.label in {p.label for p in points[:number]}
+    ]:
+        raise Refusal(f"sweep {sweep}: {twice[0]} stands twice, in two spellings")
     for point, dtype, layout in itertools.product(
-        _points(target, setup, sweep), dtypes or [setup.dtype], memory_formats or [setup.memory_format]
+        points, dtypes or [setup.dtype], memory_formats or [setup.memory_format]
     ):
         words = [point.label, dtype if len(dtypes) > 1 else "", layout if len(memory_formats) > 1 else ""]
         changed = replace(point.setup, dtype=dtype, memory_format=layout)
@@ -60,8 +64,16 @@ def variants(
 def case_of(
     target: Target, options: Mapping[str, OptionValue], variant: Variant, direction: str, **settings: Any
 ) -> Case:
-    """Return the case of ``target`` with ``options`` in one of its variants; ``settings`` are those of `cases.case`."""
-    what = subject(target, {**options, **variant.options}, variant.setup)
+    """Return the case of ``target`` with ``options`` in one of its variants; ``settings`` are those of `cases.case`.
+
+    Raises `Refusal`, of a sweep with the point, for options that do not fit.
+    """
+    try:
+        what = subject(target, {**options, **variant.options}, variant.setup)
+    except OptionError as error:
+        if variant.point is None:
+            raise
+        raise Refusal(f"{variant.label}: {error}") from error
     return case(what, direction, label=f"{target.name} {variant.label}".strip(), point=variant.point, **settings)
 
 
@@ -83,7 +95,8 @@ def _points(target: Target, setup: Setup, sweep: Sweep | None) -> Iterator[Varia
     options = {option.name: option for option in options_of(target)}
     name = sweep.axis.replace("-", "_")
     if sweep.axis not in axes and name not in options:
-        near = suggest(name, [*axes, *options])
+        upper = sweep.axis.upper()
+        near = upper if upper in axes else suggest(name, [*axes, *options])
         raise Refusal(
             f"sweep {sweep}: {target.name} has neither an axis nor an option {sweep.axis!r}; "
             + (f"did you mean {near}?" if near else f"there are {', '.join([*axes, *options])}")
@@ -92,7 +105,8 @@ def _points(target: Target, setup: Setup, sweep: Sweep | None) -> Iterator[Varia
         if sweep.axis in axes:
             size = spelling.whole(text)
             if size is None or size < 1:
-                raise Refusal(f"sweep {sweep}: {text!r} is not a size of {sweep.axis}, an integer ≥ 1")
+                due = f"an integer ≥ 1 of at most {spelling.MOST_DIGITS} digits"
+                raise Refusal(f"sweep {sweep}: {text!r} is not a size of {sweep.axis}, {due}")
             shape = tuple(size if axis in axes[sweep.axis] else old for axis, old in enumerate(setup.shape))
             yield Variant(replace(setup, shape=shape), {}, f"{sweep.axis}={size}", Point(sweep.axis, size))
             continue

@@ -60,7 +60,11 @@ def test_a_sweep_sets_an_option_as_the_command_line_reads_it():
     [
         ("gn", "Q=1,2", "there are N, C, H, W, HW, groups"),
         ("gn", "group=1,2", "did you mean groups?"),
+        ("gn", "n=1,2", "did you mean N?"),
         ("gn", "N=0,1", "'0' is not a size of N, an integer ≥ 1"),
+        ("gn", "N=1" + 19 * "0", "an integer ≥ 1 of at most 18 digits"),
+        ("gn", "N=1,2,01", "N=1 stands twice, in two spellings"),
+        ("gn", "eps=1e-3,0.001", "eps=0.001 stands twice"),
         ("gn", "N=1.5", "not a size of N"),
         ("gn", "eps=small", "eps"),
         ("omd", "N=1", "there are O, I, H, W, HW"),
@@ -70,6 +74,12 @@ def test_what_cannot_be_swept_is_refused_by_name(name, sweep, message):
     with pytest.raises(Refusal, match=r"^sweep ") as caught:
         variants(stone(name), SMALL, sweep=parse(sweep))
     assert message in str(caught.value)
+
+
+def test_a_point_that_a_technique_refuses_is_named():
+    refused = invoke("bench", "gn", "--groups", 2, "--sweep", "C=4,9", *QUICK)
+    assert (refused.exit_code, refused.stdout) == (Status.MISUSE, "")
+    assert refused.stderr.startswith("error: C=9: groups=2 does not divide 9 channels")
 
 
 @pytest.mark.parametrize("text", ["", "N", "N=", "=1", "N=1,", "N=1,1", "N=" + ",".join(map(str, range(65))), "N 1"])
@@ -235,6 +245,20 @@ def test_a_compiler_that_fails_is_named(monkeypatch):
 
     assert result.exit_code == Status.ENVIRONMENT
     assert "torch.compile fails on gn: no compiler\n" in result.output
+
+
+def test_where_no_compiler_is_found_the_remedy_is_told(monkeypatch):
+    def broken(module):
+        def fail(x):
+            raise RuntimeError("InvalidCxxCompiler: none found")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    result = invoke("bench", "gn", "--groups", 2, "--compile", *QUICK)
+
+    assert result.exit_code == Status.ENVIRONMENT
+    assert "none found; install one, or let CXX name it, or leave --compile out\n" in result.output
 
 
 def test_the_peak_holds_the_output_and_the_workspace_does_not():
