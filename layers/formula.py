@@ -35,6 +35,14 @@ def _exact_divide(left: Value, right: Value) -> Value:
     return left / right
 
 
+def _power(base: Value, exponent: Value) -> Value:
+    """Raise to a power that is not so large that computing it would take forever."""
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _MOST_BITS:
+        raise OverflowError(f"{base}**{exponent} is too large")
+    return base**exponent
+
+
+_MOST_BITS = 4096  # of a power
 _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -42,7 +50,7 @@ _BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
     ast.Div: _exact_divide,
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
+    ast.Pow: _power,
 }
 _COMPARE: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
     ast.Eq: operator.eq,
@@ -98,28 +106,43 @@ def _parsed(text: str) -> tuple[ast.expr, list[str]]:
                 pass
             case ast.Name(id=name):
                 names.append(name)
-            case ast.BinOp(left=one, right=other):
+            case ast.BinOp(left=one, op=op, right=other) if type(op) in _BINARY:
                 left += (one, other)
-            case ast.UnaryOp(operand=one):
+            case ast.UnaryOp(op=op, operand=one) if type(op) in _UNARY:
                 left.append(one)
             case ast.IfExp(test=test, body=one, orelse=other):
                 left += (test, one, other)
             case ast.BoolOp(values=parts):
                 left += parts
-            case ast.Compare(left=one, comparators=rest):
+            case ast.Compare(left=one, ops=ops, comparators=rest) if all(type(op) in _COMPARE for op in ops):
                 left += (one, *rest)
             case ast.Call(func=ast.Name(id=name), args=parts, keywords=[]) if name in _CALLS:
                 left += parts
             case ast.Call():
                 raise FormulaError(f"formula {text!r} calls something other than {', '.join(_CALLS)}")
             case node:
-                raise FormulaError(f"formula {text!r} uses {type(node).__name__}, which formulas do not have")
+                raise FormulaError(f"formula {text!r} uses {_foreign(node)}")
     return tree, names
 
 
+def _foreign(node: ast.expr) -> str:
+    """Say what of ``node`` is not in the language: its operator, or all of it."""
+    parts = getattr(node, "ops", [getattr(node, "op", node)])
+    name = next(type(part).__name__ for part in parts if type(part) not in _COMPARE)
+    return f"{name}, which formulas do not have{': write a power as **' if name == 'BitXor' else ''}"
+
+
 def evaluate(text: str, values: Symbols) -> Value:
-    """Evaluate ``text``; raises FormulaError when a symbol is missing, ZeroDivisionError as Python does."""
-    return _evaluate(parse(text), values, text)
+    """Evaluate ``text``; raises FormulaError when a symbol is missing, or it comes to no finite value."""
+    try:
+        value = _evaluate(parse(text), values, text)
+    except FormulaError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise FormulaError(f"formula {text!r} cannot be evaluated: {error}") from error
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FormulaError(f"formula {text!r} comes to {value}")
+    return value
 
 
 def _evaluate(node: ast.expr, values: Symbols, text: str) -> Value:

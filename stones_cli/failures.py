@@ -8,6 +8,7 @@ from collections.abc import Callable, Container
 from layers import catalog
 from layers.card import OptionError
 from layers.catalog import UnknownStone
+from layers.formula import FormulaError
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
 from stones_cli.status import Status
 from stones_cli.visible import visible
@@ -35,7 +36,7 @@ def status_of(run: Callable[[], object]) -> Status:
         result = run()
     except KeyboardInterrupt:
         result = Status.INTERRUPTED
-    except (OptionError, UnknownStone, Refusal) as error:
+    except (OptionError, UnknownStone, Refusal, FormulaError) as error:
         complain(str(error))
         return Status.MISUSE
     except Unavailable as error:

@@ -59,6 +59,11 @@ BROKEN = {
     ),
     "no such field": ("x = other.norm.x", {"other__norm__x": "card = Card(titel=1)\n"}, r"x\.py:1: .*'titel'"),
     "symbol": ("x = other.norm.x", {"other__norm__x": CARD.replace('"C if', '"Z if')}, r"x\.py:\d+: .*unknown Z"),
+    "operator": (
+        "x = other.norm.x",
+        {"other__norm__x": CARD.replace('"C if', '"C^2 if')},
+        r"x\.py:\d+: .*uses BitXor, which formulas do not have: write a power as \*\*",
+    ),
     "type": (
         "x = other.norm.x",
         {"other__norm__x": CARD.replace("year=2019", "year='2019'")},
@@ -172,6 +177,21 @@ def test_code_that_fails_is_a_refusal(site, see, change, words):
     result = invoke("inspect", "rms-norm", "-i", "4x12x6x6")
     assert result.exit_code == Status.MISUSE
     assert re.search(f"^error: rms-norm {words}", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("C / 0", "cannot be evaluated: division by zero"),
+        ("C ** C ** C", "cannot be evaluated: .* is too large"),
+        ("1e400", "comes to inf"),
+    ],
+)
+def test_a_formula_that_comes_to_nothing_is_named(site, see, number, words):
+    see(installed(site, stones_example__norm__rms_norm=CARD.replace('"C if affine else 0"', f'"{number}"')))
+    result = invoke("inspect", "rms-norm", "-i", "4x12x6x6")
+    assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
+    assert re.fullmatch(f"error: formula '{re.escape(number)}' {words}\n", result.stderr)
 
 
 def test_a_bug_of_a_plug_in_is_laid_at_its_door(site):
