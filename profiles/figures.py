@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profiles.errors import Refusal, Unavailable, first_line
@@ -36,12 +38,20 @@ def check_matplotlib(extra: str = "draw") -> None:
     """Raise `Unavailable`, naming the ``extra`` that brings it, unless matplotlib can be imported."""
     try:
         logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of its cache directory
+        if not _has_home():
+            os.environ.setdefault("MPLCONFIGDIR", os.devnull)  # it would create the home, and takes a temporary folder
         import matplotlib.figure  # noqa: F401
     except Exception as error:
         raise Unavailable(
             "a picture needs matplotlib, which cannot be imported "
             f"({first_line(error)}): pip install 'dl-stones[{extra}]'"
         ) from error
+
+
+def _has_home() -> bool:
+    with suppress(RuntimeError):  # nothing says where it is
+        return Path.home().is_dir()
+    return False
 
 
 @contextmanager

@@ -92,6 +92,15 @@ def test_the_same_command_writes_the_same_bytes_whatever_surrounds_it(tmp_path):
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_a_home_that_does_not_exist_is_not_made(tmp_path, is_writable):
+    home, file = (tmp_path if is_writable else tmp_path / "file") / "home", tmp_path / "x.svg"
+    (tmp_path / "file").touch()
+    drawn = process(*GN, "-o", str(file), HOME=str(home), MPLCONFIGDIR=None, XDG_CONFIG_HOME=None, XDG_CACHE_HOME=None)
+    assert (drawn.returncode, drawn.stderr) == (Status.DONE, f"written: {file}\n")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "x.svg"]
+
+
 def test_a_picture_leaves_settings_and_random_numbers_as_they_were():
     before, state = dict(mpl.rcParams), torch.random.get_rng_state()
     once, again = (picture.render(probed("gn", (1, 2, 2, 2), groups=2), "png", 40) for _ in range(2))
