@@ -60,7 +60,8 @@ def parse(text: str) -> Expectation:
         return text
     matched = re.fullmatch(r"\s*([^\s=!<>]+)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*", text, re.DOTALL)
     if matched is None:
-        raise Refusal(f"{text!r} is not of the form key=value (or key<=value, …), such as params=128")
+        hint = "; a name with spaces in it is written as its number, cases.0" if re.match(r"\s*\S+ +\S", text) else ""
+        raise Refusal(f"{text!r} is not of the form key=value (or key<=value, …), such as params=128{hint}")
     key, comparison, wanted = matched.groups()
     value = _value(wanted)
     if comparison in ("<", "<=", ">", ">=") and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -114,12 +115,20 @@ def _unknown(key: str, depth: int, name: str, entries: Mapping[str, Any]) -> str
     where = ".".join(key.split(".")[:depth])
     place = f"{where} has no {name!r}" if where else f"the result has no {name!r}"
     near = catalog.suggest(name, entries)
-    names = [entry for entry in entries if not entry.isdigit()]
-    if near:
+    names = _spelt(entries)
+    if near in names:
         hint = f"did you mean {'.'.join([*([where] if where else []), near])}?"
     else:
         hint = f"there are {', '.join(names)}" if names else "nothing is below it"
     return f"--expect {key}: {place}; {hint}"
+
+
+def _spelt(entries: Mapping[str, Any]) -> list[str]:
+    """Return the names among ``entries``; of a name that no key can have, its number with the name beside it."""
+    numbers = {id(entry): name for name, entry in entries.items() if name.isdigit()}
+    names = [(name, numbers.get(id(entry))) for name, entry in entries.items() if not name.isdigit()]
+    names.sort(key=lambda pair: int(pair[1] or 0))  # stable: of a mapping as it stands
+    return [f"{number} ({name})" if number and re.search(r"[\s=!<>.]", name) else name for name, number in names]
 
 
 def _value(text: str) -> Any:

@@ -118,6 +118,17 @@ def test_an_unknown_key_names_near_ones(key, hint):
         find(RECORD, key)
 
 
+def test_names_that_no_key_can_have_are_told_by_their_numbers():
+    record = {"cases": [{"name": name, "threads": 1} for name in ("gn N=1", "gn N=2", "bn", "in eps=0.1")]}
+    told = r"there are 0 \(gn N=1\), 1 \(gn N=2\), bn, 3 \(in eps=0\.1\)$"
+    for key in ("cases.7.threads", "cases.gn_N=2.threads", "cases.gn N.threads"):
+        with pytest.raises(Refusal, match=told):
+            find(record, key)
+    assert find(record, "cases.1.threads") == find(record, "cases.bn.threads") == 1
+    with pytest.raises(Refusal, match=r"a name with spaces in it is written as its number, cases\.0$"):
+        parse("cases.gn N=2.threads=1")
+
+
 def test_a_failure_tells_what_was_found():
     (outcome,) = judge([parse("stats.mean.shape=8x33")], RECORD)
     assert str(outcome) == "expected stats.mean.shape=8x33, found stats.mean.shape=8x32"
