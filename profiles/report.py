@@ -17,7 +17,8 @@ from layers.catalog import Stone
 from profiles import conforming, geometry, identities, inspecting, invariance, picture, results
 from profiles.cells import failures
 from profiles.chain import Conditions
-from profiles.errors import Refusal, Unavailable
+from profiles.conforming import LONGEST
+from profiles.errors import Refusal, Unavailable, first_line
 from profiles.probe import drawing, picture_of, probe, sheet
 from profiles.skips import Skipped, Skips
 from profiles.subject import Setup, Subject, subject
@@ -205,7 +206,14 @@ def _plotted(bench: Benched) -> Benched:
             warnings.simplefilter("ignore", RuntimeWarning)  # of numbers that no clock gives
             return Benched(bench.path, bench.record, render(bench.record, "svg") if bench.record["cases"] else b"")
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise Refusal(f"{bench.path}: cannot be drawn: {type(error).__name__}: {error}") from error
+        raise inconsistent(bench.path, error) from error
+
+
+def inconsistent(path: str, error: Exception) -> Refusal:
+    """Return the refusal of a bench at ``path`` that is as its schema says but of which ``error`` kept from telling."""
+    said = first_line(error)[:LONGEST]
+    why = f"it names {said}, which is not there" if isinstance(error, KeyError) else f"{type(error).__name__}: {said}"
+    return Refusal(f"{path}: not as stones bench writes it: {why}")
 
 
 def versions() -> dict[str, str]:

@@ -458,6 +458,20 @@ def test_what_is_let_pass_is_as_the_schema_says(saved):
     assert refused > 300
 
 
+@pytest.mark.parametrize("value", ["elsewhere", "x" * 5000])
+def test_a_point_that_lies_on_no_sweep_is_refused_in_a_short_line(saved, tmp_path, value):
+    record = json.loads(saved.read_text())
+    record["sweep"] = {"axis": "N", "values": ["here"]}
+    for made in record["cases"]:
+        made["at"] = {"axis": "N", "value": value}
+    file, page = tmp_path / "odd.json", tmp_path / "x.html"
+    file.write_text(json.dumps(record))
+    result = invoke("report", "icnr", "--bench", file, "-o", page)
+    assert (result.exit_code, result.stdout, page.exists()) == (Status.MISUSE, "", False)
+    assert result.stderr.startswith(f"error: {file}: not as stones bench writes it: it names '{value[:9]}")
+    assert len(result.stderr) < 200 + len(str(file))
+
+
 def test_numbers_that_no_clock_gives_are_refused_or_shown(saved, tmp_path):
     file = tmp_path / "bench.json"
     outcomes = set()

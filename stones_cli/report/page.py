@@ -13,9 +13,8 @@ from typing import Any
 
 import stones_cli
 from layers.catalog import Stone
-from profiles.errors import Refusal
 from profiles.gradients import GRADIENT_PROPERTIES
-from profiles.report import SCHEMA, Benched, Entry, Findings
+from profiles.report import SCHEMA, Benched, Entry, Findings, inconsistent
 from profiles.report_page import Block, Cell, Grid, Page, Section, render
 from profiles.report_svg import Inlined
 from profiles.target import card_of
@@ -181,7 +180,7 @@ def check_bench(benched: Benched) -> None:
     try:
         bench.report(benched.record)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise Refusal(f"{benched.path}: not as stones bench writes it: {type(error).__name__}: {error}") from error
+        raise inconsistent(benched.path, error) from error
 
 
 def _bench(number: int, benched: Benched, pictures: Inlined) -> Section:
