@@ -71,8 +71,8 @@ def world_size(variables: Mapping[str, str] = os.environ) -> int:
 
 
 def is_silent(variables: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is one of several ranks and not the first, which alone speaks for all."""
-    return world_size(variables) > 1 and (_whole(variables.get("RANK", "")) or 0) > 0
+    """Whether this is one of several ranks and not the first, which alone speaks for all; of a wrong rank none does."""
+    return 0 < (_whole(variables.get("RANK", "")) or 0) < world_size(variables)
 
 
 def _read(variables: Mapping[str, str], name: str, low: int, high: int) -> int:

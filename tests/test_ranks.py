@@ -168,6 +168,14 @@ def test_a_hostile_environment_is_one_clear_line(name, value):
     assert len(str(refused.value)) < 200
 
 
+def test_a_rank_beyond_all_is_not_silent_about_it(monkeypatch):
+    for name, value in {**VARIABLES, "RANK": "5"}.items():
+        monkeypatch.setenv(name, value)
+    found = invoke("bench", "bn", "-i", SHAPE)
+    assert (found.exit_code, found.stdout) == (Status.MISUSE, "")
+    assert found.stderr.startswith("error: RANK='5' is no whole number from 0 to 1: start it by torchrun")
+
+
 def test_a_bad_environment_is_a_status_and_costs_no_import(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("RANK", raising=False)
@@ -176,7 +184,7 @@ def test_a_bad_environment_is_a_status_and_costs_no_import(monkeypatch):
     assert found.stderr == "error: WORLD_SIZE=2 without RANK: start it by torchrun, or unset WORLD_SIZE\n"
 
 
-@pytest.mark.parametrize("line", ["list", "inspect bn", "doctor", "diff gn ln", "run counters", "schema"])
+@pytest.mark.parametrize("line", ["list", "inspect bn", "doctor", "diff gn ln", "run ci", "schema"])
 def test_other_commands_run_in_one_process(line, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
