@@ -194,6 +194,17 @@ def test_true_is_not_1_and_a_shape_is_one_value():
     assert len(compare(record(None), record({}))["changes"]) == 1
 
 
+def test_the_values_of_two_sweeps_are_no_shapes(benched, tmp_path):
+    files = []
+    for name, values in {"one": [1, 8], "other": [[1, 1], [3, 3]]}.items():
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps({**benched, "sweep": {"axis": "N", "values": values}}))
+    told = invoke("diff", *files)
+    assert told.exit_code == Status.DONE
+    (line,) = [line for line in told.stdout.splitlines() if line.startswith("sweep.values")]
+    assert " ".join(line.split()) == "sweep.values changed 1, 8 1x1, 3x3 yes"
+
+
 def test_two_schemas_do_not_compare():
     with pytest.raises(Refusal, match="only results alike"):
         compare({"schema": "stones.list/1"}, {"schema": "stones.list/2"})

@@ -94,7 +94,10 @@ def _changes(changes: Iterable[Record], title: str = "") -> Table:
 def _on(change: Record, side: str) -> str:
     """Return the value on one side, nothing where there is none."""
     absent = {"added": "old", "removed": "new"}.get(change["change"])
-    return "" if side == absent else _short(change[side])
+    value = change[side]
+    if change["path"] == "sweep.values" and isinstance(value, list):  # no sizes of one thing
+        value = ", ".join(map(value_text, value))
+    return "" if side == absent else _short(value)
 
 
 def _line(change: Record) -> str:
