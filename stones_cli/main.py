@@ -67,10 +67,22 @@ def _set_signals() -> list[int]:
         ended.append(number)
         raise KeyboardInterrupt
 
+    sys.unraisablehook = _deliver_again
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, terminate)
     return ended
+
+
+def _deliver_again(lost: sys.UnraisableHookArgs) -> None:
+    """Interrupt once more, a moment later, where an interrupt came inside of a callback, which nothing leaves."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    import _thread
+    import threading
+
+    threading.Timer(0.05, _thread.interrupt_main).start()
 
 
 def _let_the_first_speak() -> None:

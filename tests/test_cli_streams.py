@@ -301,3 +301,35 @@ def test_a_directory_without_permission_is_refused_beforehand():
         finally:
             os.seteuid(user)
             Path(folder).chmod(0o755)
+
+
+INTERRUPTED = """
+import signal, time, weakref
+import torch
+from torch import nn
+
+class Interrupted(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+
+    def forward(self, x):
+        passing = nn.Identity()
+        kept = weakref.ref(passing, lambda _: signal.raise_signal(signal.SIGINT))
+        del passing
+        time.sleep(5)
+        return x
+"""
+
+
+def test_an_interrupt_inside_of_a_callback_is_not_lost(tmp_path):
+    file = tmp_path / "interrupted.py"
+    file.write_text(INTERRUPTED)
+    ended = subprocess.run(
+        [*COMMAND, "inspect", f"{file}:Interrupted"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        preexec_fn=interruptible,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (Status.INTERRUPTED, "", "note: interrupted\n")
