@@ -66,8 +66,10 @@ def case_of(
 ) -> Case:
     """Return the case of ``target`` with ``options`` in one of its variants; ``settings`` are those of `cases.case`.
 
-    Raises `Refusal`, of a sweep with the point, for options that do not fit.
+    Raises `Refusal`, of a sweep with the point, for options that do not fit, and for one that is given and swept.
     """
+    for name in options.keys() & variant.options.keys():
+        raise Refusal(f"{name} is given as {value_text(options[name])} and swept too: leave one out")
     try:
         what = subject(target, {**options, **variant.options}, variant.setup)
     except OptionError as error:

@@ -76,6 +76,12 @@ def test_what_cannot_be_swept_is_refused_by_name(name, sweep, message):
     assert message in str(caught.value)
 
 
+def test_an_option_that_is_given_and_swept_is_refused():
+    refused = invoke("bench", "gn", "--groups", 2, "--sweep", "groups=1,2", *QUICK)
+    assert (refused.exit_code, refused.stdout) == (Status.MISUSE, "")
+    assert refused.stderr == "error: groups is given as 2 and swept too: leave one out\n"
+
+
 def test_a_point_that_a_technique_refuses_is_named():
     refused = invoke("bench", "gn", "--groups", 2, "--sweep", "C=4,9", *QUICK)
     assert (refused.exit_code, refused.stdout) == (Status.MISUSE, "")
