@@ -45,7 +45,7 @@ DIRECTIONS = ("forward", "backward")
 OTHERWISE = {"norm": "torch.nn:BatchNorm2d"}
 # The authors' own code, training forward of 32x64x56x56 on one thread as multiples of a copy, measured with torch 2.13
 # on another machine; sources: the repositories named in the stones' docstrings.
-AUTHORS = {"batch-renorm": 39, "bcn": 21, "ghost-bn": 8, "mabn": 8, "pono": 66, "in": 7, "bn": 8}
+AUTHORS = {"batch-renorm": 39, "bcn": 21, "ghost-bn": 8, "mabn": 8, "pono": 66}
 SLOWER = 1.05
 
 
@@ -204,7 +204,7 @@ def slower(results):
             yield name, f"{row['ratio']:.2f} ({where}; {len(worst)} of {len(rows)} rows)", card.caution
 
 
-def page(results, surroundings, seconds):
+def page(results, environment, seconds):
     """The Markdown text."""
     by_kind = {}
     for name in (name for name in catalog.stones() if name in results):
@@ -212,8 +212,8 @@ def page(results, surroundings, seconds):
     yield "# Performance"
     yield ""
     yield (
-        f"Written by `make bench` on {surroundings['cpu']}, {surroundings['cores']} cores, torch "
-        f"{surroundings['torch']}, Python {surroundings['python']}; about {seconds:g} s for each number. Each number "
+        f"Written by `make bench` on {environment['cpu']}, {environment['cores']} cores, torch "
+        f"{environment['torch']}, Python {environment['python']}; about {seconds:g} s for each number. Each number "
         "is the median of paired rounds: the stone and what stands beside it ran in turns, in one process. ÷ is the "
         "time divided by that of what stands beside it, below 1 is faster; where there is nothing, c: multiples of a "
         "copy of the input. The floor is the fewest bytes that the forward must move, by the card. Of roofline: the "
@@ -241,14 +241,18 @@ def main():
     parser.add_argument("names", nargs="*", help="stones; all without any")
     parser.add_argument("--seconds", type=float, default=0.4, help="for each number")
     parser.add_argument("--merge", action="store_true", help="join with former results and write the page")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write the page from former results")
     given = parser.parse_args()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line does, before torch is imported
     chosen = [catalog.stone(name) for name in given.names] or [
         stone for stone in catalog.stones().values() if stone.card.role != "transform"
     ]
     keeps = not given.names or given.merge
-    kept = json.loads(RESULTS.read_text()) if given.merge and RESULTS.exists() else {}
+    kept = json.loads(RESULTS.read_text()) if given.merge or given.page else {}
     results = kept.get("results", {})
+    if given.page:
+        write(kept)
+        return
     try:
         for index, stone in enumerate(chosen):
 
@@ -261,16 +265,20 @@ def main():
     sys.stderr.write("\n")
     from profiles.environment import environment
 
-    surroundings = environment()
-    text = "\n".join(page(results, surroundings, given.seconds)) + "\n"
+    kept = {"results": results, "environment": environment(), "seconds": given.seconds}
     if not keeps:
-        sys.stdout.write(text)
+        sys.stdout.write("\n".join(page(**kept)) + "\n")
         return
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"results": results, "environment": surroundings}))
-    PAGE.write_text(text, encoding="utf-8")
-    times = [row["ratio"] for rows in results.values() for row in rows if row.get("same")]
-    sys.stdout.write(f"{PAGE}: {len(results)} stones; median ratio {statistics.median(times):.2f}\n")
+    RESULTS.write_text(json.dumps(kept))
+    write(kept)
+
+
+def write(kept):
+    """Write the page from all results."""
+    PAGE.write_text("\n".join(page(**kept)) + "\n", encoding="utf-8")
+    times = [row["ratio"] for rows in kept["results"].values() for row in rows if row.get("same")]
+    sys.stdout.write(f"{PAGE}: {len(kept['results'])} stones; median ratio {statistics.median(times):.2f}\n")
 
 
 if __name__ == "__main__":
