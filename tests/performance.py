@@ -47,6 +47,25 @@ OTHERWISE = {"norm": "torch.nn:BatchNorm2d"}
 # on another machine; sources: the repositories named in the stones' docstrings.
 AUTHORS = {"batch-renorm": 39, "bcn": 21, "ghost-bn": 8, "mabn": 8, "pono": 66}
 SLOWER = 1.05
+PYTHON = "On tiny maps a call costs some microseconds of Python more than torch's: checks, the choice of a way."
+PRODUCT = (
+    "The matrix of patches is built and read again, where torch's convolution (oneDNN) makes the product from the "
+    "input at once; on this processor the bare product takes about as long as all of that convolution."
+)
+# Why a stone is slower somewhere, where its card does not say so.
+WHY = {
+    "bn": f"{PYTHON} Half types keep γ, β and the statistics in float32. On channels_last float32 is shifted first, a "
+    "pass more: torch's kernel loses all digits there where the mean is large.",
+    "gn": f"{PYTHON} On channels_last torch computes E[x²] − E[x]², which loses all digits where the mean is large; "
+    "the accurate way takes more passes.",
+    "ln": f"{PYTHON} On channels_last γ and β are spread to a value per element for an accurate kernel; torch computes "
+    "E[x²] − E[x]² there.",
+    "in": "The backward alone is several kernels where torch has one; forward and backward together are faster.",
+    "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
+    "is faster.",
+    "irevnet-squeeze": PYTHON,
+    **dict.fromkeys(("as-strided", "im2col", "im2row", "kn2col", "kn2row", "kn2row-aa", "mec"), PRODUCT),
+}
 
 
 def sizes(stone):
@@ -117,7 +136,7 @@ def measured(stone, seconds, tell):
                 "variant": variant,
                 "direction": made.direction,
                 "vs": beside and beside["vs"],
-                "same": bool(beside) and found["candidates"][1]["role"] == "reference",
+                "same": bool(beside) and stone.card.peer is not None and stone.card.peer.same,
                 "ratio": beside and beside["ratio"],
                 "ratio_ci95": beside and beside["ratio_ci95"],
                 "copies": own["copies"],
@@ -200,8 +219,8 @@ def slower(results):
         if worst:
             row = max(worst, key=lambda row: row["ratio"])
             where = " ".join(part for part in (row["size"], row["variant"], row["direction"]) if part)
-            card = catalog.stone(name).card
-            yield name, f"{row['ratio']:.2f} ({where}; {len(worst)} of {len(rows)} rows)", card.caution
+            said = WHY.get(name) or catalog.stone(name).card.caution
+            yield name, f"{row['ratio']:.2f} ({where}; {len(worst)} of {len(rows)} rows)", said
 
 
 def page(results, environment, seconds):
