@@ -193,11 +193,26 @@ def reference(what: Subject, name: str) -> Subject:
     _check_comparable(what, target, name)
     if isinstance(target, Foreign) and is_optimizer(target):
         return Subject(target, _spelt(target, spelt), what.setup)
-    options = {key: value for key, value in what.options.items() if key in takes}
+    usual = {option.name: option.default for option in options_of(what.target)}
+    options = {
+        key: value
+        for key, value in what.options.items()
+        if key in takes and (value != usual.get(key) or _admits(target, key, value))  # a default need not fit
+    }
     try:
         return subject(target, options | _spelt(target, spelt), what.setup)
     except OptionError as error:
-        raise Refusal(f"{name} beside {what.name}: {error}") from error
+        own = f"; give it its own, --vs {name}:{error.option}=…" if error.option in takes and not spelt else ""
+        raise Refusal(f"{name} beside {what.name}: {error}{own}") from error
+
+
+def _admits(target: Target, name: str, value: OptionValue) -> bool:
+    """Tell whether the option ``name`` of ``target`` can have ``value``."""
+    try:
+        next(option for option in options_of(target) if option.name == name).check(value)
+    except OptionError:
+        return False
+    return True
 
 
 def _check_comparable(what: Subject, target: Target, name: str) -> None:

@@ -83,6 +83,15 @@ def test_a_reference_is_constructed_as_the_stone_is(vs, expected):
     assert [job.name for job in jobs(made)] == ["gn", name, "copy"]
 
 
+def test_a_reference_takes_no_default_that_it_has_no_use_for():
+    ln = reference(case(subject(stone("gn"), {"groups": 2}, SMALL), vs=["ln"]).subject, "ln")
+    assert ln.options["affine"] == stone("ln").card.check({"C": 4}, {})["affine"]
+    with pytest.raises(
+        Refusal, match=r"ln beside gn: affine=False is not one of .*; give it its own, --vs ln:affine=…"
+    ):
+        case(subject(stone("gn"), {"groups": 2, "affine": False}, SMALL), vs=["ln"])
+
+
 def test_references_that_make_no_sense_are_refused():
     gn = subject(stone("gn"), {"groups": 2}, SMALL)
     for wrong in ({"vs": ["gn"]}, {"direction": "sideways"}, {"label": "copy"}):

@@ -119,7 +119,7 @@ card = Card(
     examples=(
         {},
         {"out_channels": 8, "kernel_size": 2, "padding": 1, "groups": 2, "tile": 5},
-        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "groups": 4, "bias": False, "tile": 1},
+        {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "groups": 4, "bias": False, "tile": 4},
         {"out_channels": 6, "padding": 2, "dilation": 2, "groups": 3, "padding_mode": "circular"},
         {"kernel_size": 1, "groups": 2},
     ),
