@@ -21,8 +21,8 @@ _NUMBERS = {
     "gb_per_s": "GB/s",
     "of_copy_bandwidth": "of copy's GB/s",
     "gflop_per_s": "GFLOP/s",
-    "workspace_bytes": "workspace",
-    "peak_bytes": "peak",
+    "workspace_bytes": "workspace B",
+    "peak_bytes": "peak B",
     "compile_s": "compile s",
     "of_roofline": "of roof",
 }
