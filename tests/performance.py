@@ -21,6 +21,7 @@ from layers import catalog
 from layers.card import OptionError
 from profiles import bench as benching
 from profiles.cases import COPY, case, check_timeable, peer_of
+from profiles.environment import environment
 from profiles.errors import Refusal, Unavailable
 from profiles.subject import Setup, subject
 from profiles.timing import Plan
@@ -223,7 +224,7 @@ def slower(results):
             yield name, f"{row['ratio']:.2f} ({where}; {len(worst)} of {len(rows)} rows)", said
 
 
-def page(results, environment, seconds):
+def page(results, environment, seconds):  # the names of what is kept
     """The Markdown text."""
     by_kind = {}
     for name in (name for name in catalog.stones() if name in results):
@@ -267,30 +268,27 @@ def main():
         stone for stone in catalog.stones().values() if stone.card.role != "transform"
     ]
     keeps = not given.names or given.merge
-    kept = json.loads(RESULTS.read_text()) if given.merge or given.page else {}
-    results = kept.get("results", {})
-    if given.page:
-        write(kept)
-        return
+    kept = json.loads(RESULTS.read_text()) if given.merge or given.page else {"results": {}}
     try:
-        for index, stone in enumerate(chosen):
+        for index, stone in enumerate([] if given.page else chosen):
 
             def tell(what, index=index):
                 sys.stderr.write(f"\r\x1b[K{index + 1}/{len(chosen)} {what}")
 
-            results[stone.name] = measured(stone, given.seconds, tell)
+            kept["results"][stone.name] = measured(stone, given.seconds, tell)
+            kept |= {"environment": environment(), "seconds": given.seconds}
+            if keeps:
+                RESULTS.parent.mkdir(exist_ok=True)
+                RESULTS.write_text(json.dumps(kept))
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: the page has what was measured until then\n")
     sys.stderr.write("\n")
-    from profiles.environment import environment
-
-    kept = {"results": results, "environment": environment(), "seconds": given.seconds}
-    if not keeps:
-        sys.stdout.write("\n".join(page(**kept)) + "\n")
+    if not kept["results"]:
         return
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(kept))
-    write(kept)
+    if keeps or given.page:
+        write(kept)
+    else:
+        sys.stdout.write("\n".join(page(**kept)) + "\n")
 
 
 def write(kept):
