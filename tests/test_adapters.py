@@ -86,7 +86,7 @@ def test_the_state_of_an_optimizer_is_stated_and_measured():
         ("bench svb --vs nosuch -i 8x8", "no stone is called 'nosuch'"),
         ("bench svb --vs bn -i 8x8", "svb works on a weight, bn on a layer's input"),
         ("bench svb --vs svb:method=foo -i 8x8", "svb:method=foo beside svb: method='foo' is not one of"),
-        ("bench weight-norm --vs bn -i 2x8x9x9", "bn beside weight-norm: eps=0.0 is out of range"),
+        ("bench gn --no-affine --vs ln -i 2x32x9x9", "ln beside gn: affine=False is not one of"),
         ("bench svb --vs torch.optim:SGD -i 8x8", "torch.optim:SGD is an optimizer, svb is not"),
         ("bench adax --vs torch.optim:Adam:fusd=true -i 8x8", "has no option 'fusd'; did you mean fused?"),
         ("bench adax --vs torch.optim:Adam:lr=-1 -i 8x8", "Invalid learning rate"),
