@@ -42,6 +42,7 @@ VARIANTS = {
 }
 COMPILED = "8x512x7x7"  # the size at which compilation is worth its minutes
 DIRECTIONS = ("forward", "backward")
+OPTIONS = {"duc": {"scale": 2}}  # 8, the default, takes seconds at the largest size
 # Beside what a stone without a peer of its own stands: what is trained in its place.
 OTHERWISE = {"norm": "torch.nn:BatchNorm2d"}
 # The authors' own code, training forward of 32x64x56x56 on one thread as multiples of a copy, measured with torch 2.13
@@ -97,7 +98,7 @@ def settings(stone, size, shape, variant):
 def cases(stone):
     """All cases of a stone, with what they are: size, variant, direction."""
     names = {option.name for option in stone.card.options}
-    options = {"padding": 1} if {"padding", "kernel_size"} <= names else {}
+    options = OPTIONS.get(stone.name) or ({"padding": 1} if {"padding", "kernel_size"} <= names else {})
     for size, shape in sizes(stone).items():
         for variant in VARIANTS:
             found = settings(stone, size, shape, variant)
