@@ -62,7 +62,7 @@ WHY = {
     "the accurate way takes more passes.",
     "ln": f"{PYTHON} On channels_last γ and β are spread to a value per element for an accurate kernel; torch computes "
     "E[x²] − E[x]² there.",
-    "in": "The backward alone is several kernels where torch has one; forward and backward together are faster.",
+    "in": "The backward alone is several kernels where torch has one; both together are faster on contiguous data.",
     "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
     "is faster.",
     "irevnet-squeeze": PYTHON,
