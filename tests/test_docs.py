@@ -63,3 +63,14 @@ def test_pins_lie_in_the_ranges_and_the_versions_agree():
     pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     assert {re.match(r"[\w-]+", line)[0].lower() for line in wanted} <= pinned
+
+
+def test_the_page_of_performance_has_every_stone_that_can_be_timed_and_every_reason():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows, _, reasons = page.partition("## Slower")
+    shown = set(re.findall(r"^\| ([a-z0-9-]+) \|", rows, re.MULTILINE))
+
+    assert shown == {name for name, stone in catalog.stones().items() if stone.card.role != "transform"} | {"stone"}
+    slower = [line.strip("| ").split(" | ") for line in reasons.splitlines() if line.startswith("| ")][1:]
+    assert slower
+    assert all(len(why) > 20 for _, _, why in slower)
