@@ -179,11 +179,14 @@ class Card:
     draws: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a formula over a symbol that nothing defines."""
+        """Refuse a role, or a picture, that there is not. Formulas wait for `check_formulas`: listing needs none."""
         if self.role not in ROLES:
             raise ValueError(f"{self.title}: role={self.role!r} is not one of {', '.join(ROLES)}")
         if self.draws not in DRAWS:
             raise ValueError(f"{self.title}: draws={self.draws!r} is not one of {', '.join(DRAWS[1:])}")
+
+    def check_formulas(self) -> None:
+        """Raise FormulaError for a formula that does not parse, or is over a symbol that nothing defines."""
         known = {
             *(WEIGHT_SIZES if self.works_on_weights else SIZES),
             *(option.name for option in self.options),

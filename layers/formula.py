@@ -12,6 +12,7 @@ operations of a batch normalization inside, and of a list of dilation rates ``en
 from __future__ import annotations
 
 import ast
+import keyword
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -94,6 +95,8 @@ def symbols(text: str) -> frozenset[str]:
 @cache
 def _parsed(text: str) -> tuple[ast.expr, list[str]]:
     """Return the tree of ``text`` and its names. Every command reads hundreds of formulas: `ast.walk` is too slow."""
+    if text.isascii() and text.isidentifier() and not keyword.iskeyword(text):  # most are but a name
+        return ast.Name(text, ast.Load()), [text]
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from layers.card import Card
 from layers.fitting import misfit
+from layers.formula import FormulaError
 from layers.stone import KINDS, CardError, Origin, Stone, card_line, name_of
 
 GROUP = "stones.techniques"
@@ -155,6 +156,10 @@ def _stone(entry: Entry) -> Stone:
     stone = Stone(name, kind, _file(entry, package, kind, stem), package=".".join(package), origin=origin)
     if wrong := misfit(stone.card, Card, "card"):
         raise CardError(f"{stone.path}:{card_line(stone.path)}: {wrong}")
+    try:
+        stone.card.check_formulas()
+    except FormulaError as error:
+        raise CardError(f"{stone.path}:{card_line(stone.path)}: the card cannot be read: {error}") from error
     return stone
 
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from profiles.cases import case, peer_name, peer_of, reference
 from profiles.clocks import CPU, WALL, clock_for
-from profiles.errors import Refusal
 from profiles.jobs import jobs
+from profiles.shares import SHARE, bound, check_share
 from profiles.subject import Subject
 from profiles.threads import using_threads
 from profiles.timing import Comparison, Plan, Timing
 
-SHARE = 0.7  # what “10× fewer operations, 2.7× faster” of ReSprop's abstract implies is 0.6996
 PLAN = Plan(seconds=0.8, rounds=100, block=0.001)
 NOTHING = (
     "Nothing is saved: what the rule leaves out lies where dense kernels do not skip it, so that all of the dense "
@@ -33,12 +32,6 @@ def saves(subject: Subject) -> bool:
     """Tell whether ``subject`` is a rule for the backward with a peer of the same outputs to be compared with."""
     peer = peer_of(subject)
     return getattr(subject.target, "kind", "") == "backward" and peer is not None and peer.same
-
-
-def check_share(share: float) -> None:
-    """Raise `Refusal` unless ``share`` is in (0, 1]."""
-    if not 0 < share <= 1:
-        raise Refusal(f"--backward-share {share:g} is out of range: it must be > 0 and ≤ 1")
 
 
 def savings(subject: Subject, definition: int, executed: int, share: float = SHARE) -> Record:
@@ -67,11 +60,6 @@ def _words(definition: int, executed: int, dense: int, least: float) -> str:
     if executed >= dense:
         return NOTHING if definition < executed else ""
     return SMALL if least > 1 else ""
-
-
-def bound(share: float, ratio: float) -> float:
-    """Return how many times as fast all gets where a ``share`` of the time takes ``ratio`` of it (Amdahl 1967)."""
-    return 1 / ((1 - share) + share * ratio)
 
 
 def _dense(subject: Subject) -> int:

@@ -1,5 +1,6 @@
 """A card cannot lie: what it says of constructor, parameters, buffers, statistics and flags is measured."""
 
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -31,6 +32,14 @@ def test_cards_are_read_without_torch():
 @pytest.mark.parametrize("stone", ids)
 def test_the_card_read_as_data_is_the_imported_one(stone):
     assert stone.card == importlib.import_module(stone.module).card
+
+
+@pytest.mark.parametrize("stone", ids)
+def test_every_formula_parses_over_symbols_that_there_are(stone):
+    stone.card.check_formulas()
+    wrong = dataclasses.replace(stone.card, params="2*Z")
+    with pytest.raises(formula.FormulaError, match=r"2\*Z' uses unknown Z"):
+        wrong.check_formulas()
 
 
 @pytest.mark.parametrize("stone", ids)

@@ -9,7 +9,7 @@ import typer
 from profiles import expect as expectations
 from profiles import inspecting
 from profiles.errors import Refusal, with_article
-from profiles.savings import SHARE
+from profiles.shares import SHARE, check_share
 from profiles.subject import Subject, subject
 from profiles.target import resolve
 from stones_cli import common, parse
@@ -194,12 +194,12 @@ def _share(chosen: Subject, given: float | None, measure: bool) -> float | None:
     from profiles import savings
 
     if given is not None:
-        savings.check_share(given)
+        check_share(given)
     if not (saves := savings.saves(chosen)) and given is not None:
         raise Refusal(f"--backward-share is for rules of the backward that replace a layer; {chosen.name} is none")
     if given is not None and not measure:
         raise Refusal("--backward-share has no meaning beside --no-measure: what is saved is measured")
-    return (savings.SHARE if given is None else given) if saves else None
+    return (SHARE if given is None else given) if saves else None
 
 
 def _record(chosen: Subject, model: str | None, measure: bool, fvcore: bool, **more: Any) -> dict[str, Any]:
