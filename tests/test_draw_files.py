@@ -199,7 +199,7 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(line, tmp_path, mon
 @pytest.mark.parametrize("path", ["nosuch/gn.svg", "folder.svg"])
 def test_a_file_that_cannot_be_written_is_status_3_before_anything_runs(path, tmp_path, monkeypatch):
     (tmp_path / "folder.svg").mkdir()
-    monkeypatch.setattr("stones_cli.handlers.draw.probe", None)
+    monkeypatch.setattr("profiles.probe.probe", None)
     result = invoke(*GN, "-o", tmp_path / path)
     assert (result.exit_code, result.stdout) == (Status.ENVIRONMENT, "")
     assert result.stderr.startswith("error: --output")

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles import picture
 from profiles.errors import Refusal
 from profiles.figures import DPI
-from profiles.probe import data_path, drawing, picture_of, probe, sheet
 from profiles.subject import Subject
 from profiles.target import Target
 from stones_cli import common, parse, pictures
@@ -119,6 +117,9 @@ def draw(
         raise Refusal("give -o file.svg or -o file.png for the picture, or --json for its data alone")
     if dpi is not None and (output is None or output.suffix.lower() != ".png"):
         raise Refusal(f"--dpi {dpi} is for a PNG, -o file.png")
+    from profiles import picture
+    from profiles.probe import data_path, drawing
+
     target, options = named(context)[0], given(context)
     photo = _photo(target, image, shape) if image is not None else None
     sizes = (1, 3, *photo.pixels.shape[:2]) if photo else shape.sizes if shape else None
@@ -136,6 +137,8 @@ def draw(
 
 def _photo(target: Target, image: Path, shape: parse.Shape | None) -> Photo:
     """Read the picture in a file, where one is wanted."""
+    from profiles.probe import picture_of
+
     if picture_of(target) != "sheet":
         raise Refusal(
             f"IMAGE {str(image)!r} is for augmentations, which `stones list augment` names, not {target.name}"
@@ -149,6 +152,8 @@ def _photo(target: Target, image: Path, shape: parse.Shape | None) -> Photo:
 
 def _probed(chosen: Subject, photo: Photo | None, *, policy: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the record, found under a progress bar, and the pictures of a contact sheet by their digests."""
+    from profiles.probe import picture_of, probe, sheet
+
     if picture_of(chosen.target) == "sheet":
         return sheet(chosen, photo, policy=policy)
     with Bar() as bar:
