@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layers import formula
@@ -258,7 +257,9 @@ def check_environment(what: Subject, tensors: int = 6) -> None:
 
     Instead of two inputs count the bytes of input, parameters and output where the card says that they are more.
     """
-    setup, available = what.setup, available_memory()
+    from profiles.machine import Machine
+
+    setup, available = what.setup, Machine().available
     moved = int(formula.evaluate(what.card.traffic.forward, what.symbols)) if what.card is not None else 0
     needed = max(setup.elements * max(4, setup.itemsize), moved // 2) * tensors
     if available is not None and needed > available:
@@ -274,18 +275,6 @@ def check_environment(what: Subject, tensors: int = 6) -> None:
         index = int(setup.device.partition(":")[2] or 0)
         if index >= count:
             raise Unavailable(f"--device {setup.device}: this machine has {count or 'no'} CUDA device(s)")
-
-
-def available_memory() -> int | None:
-    """Return the bytes of memory that this process may still take, or None where the system does not say."""
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def _construct(factory: Any, name: str, options: Mapping[str, OptionValue]) -> nn.Module:

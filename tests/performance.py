@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from layers import catalog
 from layers.card import OptionError
 from profiles import bench as benching
-from profiles.cases import COPY, case, check_timeable, peer_of
+from profiles.cases import COPY, case, peer_of
 from profiles.environment import environment
 from profiles.errors import Refusal, Unavailable
 from profiles.subject import Setup, subject
@@ -95,10 +95,14 @@ def settings(stone, size, shape, variant):
     return Setup(shape=shape, tensors=200 if size.startswith("200") else 1, **changed), running
 
 
-def cases(stone):
-    """All cases of a stone, with what they are: size, variant, direction."""
+def options_of(stone):
+    """The options that a stone is measured with where they are not its defaults."""
     names = {option.name for option in stone.card.options}
-    options = OPTIONS.get(stone.name) or ({"padding": 1} if {"padding", "kernel_size"} <= names else {})
+    return OPTIONS.get(stone.name) or ({"padding": 1} if {"padding", "kernel_size"} <= names else {})
+
+
+def wanted(stone):
+    """Size, variant, what to run and how, and where the stone refuses it why, for every row that makes sense."""
     for size, shape in sizes(stone).items():
         for variant in VARIANTS:
             found = settings(stone, size, shape, variant)
@@ -106,15 +110,21 @@ def cases(stone):
                 continue
             setup, running = found
             try:
-                check_timeable(stone)
-                what = subject(stone, options, setup)
-            except (OptionError, Refusal):
-                continue
-            other = OTHERWISE.get(stone.kind) if peer_of(what) is None else None
-            for direction in DIRECTIONS if what.has_backward else DIRECTIONS[:1]:
-                vs = {"vs": [other]} if other else {}
-                label = f"{stone.name} {size} {variant}".strip()
-                yield size, variant, replace(case(what, direction, label=label, **vs), **running)
+                yield size, variant, subject(stone, options_of(stone), setup), running, ""
+            except (OptionError, Refusal) as error:
+                yield size, variant, None, running, str(error)
+
+
+def cases(stone):
+    """All cases of a stone, with what they are: size, variant, direction."""
+    for size, variant, what, running, refusal in wanted(stone):
+        if refusal:
+            continue  # the page names it
+        other = OTHERWISE.get(stone.kind) if peer_of(what) is None else None
+        for direction in DIRECTIONS if what.has_backward else DIRECTIONS[:1]:
+            vs = {"vs": [other]} if other else {}
+            label = f"{stone.name} {size} {variant}".strip()
+            yield size, variant, replace(case(what, direction, label=label, **vs), **running)
 
 
 def measured(stone, seconds, tell):
@@ -248,6 +258,16 @@ def page(results, environment, seconds):  # the names of what is kept
         yield f"## {kind}"
         yield ""
         yield from of_kind(results, names)
+    stones = [catalog.stone(name) for kind in by_kind.values() for name in kind]
+    yield ""
+    yield "## Options, and what is not measured"
+    yield ""
+    changed = ((stone.name, *options_of(stone).items()) for stone in stones if options_of(stone))
+    told = (f"{name} {', '.join(f'{key}={value}' for key, value in options)}" for name, *options in changed)
+    yield f"Options are the defaults, but {'; '.join(told)}. Refused, in every variant of the size:"
+    yield ""
+    refused = dict.fromkeys((s.name, size, why) for s in stones for size, _, _, _, why in wanted(s) if why)
+    yield from table(("stone", "input", "why"), refused)
     found = list(slower(results))
     yield ""
     yield "## Slower than what one would otherwise use"
