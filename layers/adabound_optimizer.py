@@ -80,11 +80,20 @@ class AdaBoundOptimizer(ElementwiseOptimizer):
         if group["eps"]:
             torch._foreach_add_(root, group["eps"])
         least, largest = denominators(group, t, v[0].dtype)
-        torch._foreach_clamp_min_(root, least)
-        torch._foreach_clamp_max_(root, largest)
+        _clamp_(root, least, largest)
         if group["weight_decay"] and group["decoupled"]:
             torch._foreach_mul_(p, 1 - group["weight_decay"] * float(group["lr"]) / group["base_lr"])
         torch._foreach_addcdiv_(p, m, root, -step / math.sqrt(t) if group["form"] == "paper" else -step)
+
+
+def _clamp_(tensors: Tensors, least: float, largest: float) -> None:
+    """Clamp in place. torch has no clamp of a list by two bounds: by one after the other it is a pass more."""
+    if tensors[0].device.type == "cpu":
+        for tensor in tensors:
+            tensor.clamp_(least, largest)
+    else:
+        torch._foreach_clamp_min_(tensors, least)
+        torch._foreach_clamp_max_(tensors, largest)
 
 
 def _keep_base(group: Group, lr: float | Tensor) -> None:
