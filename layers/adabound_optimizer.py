@@ -86,7 +86,7 @@ class AdaBoundOptimizer(ElementwiseOptimizer):
         torch._foreach_addcdiv_(p, m, root, -step / math.sqrt(t) if group["form"] == "paper" else -step)
 
 
-def _clamp_(tensors: Tensors, least: float, largest: float) -> None:
+def _clamp_(tensors: tuple[Tensor, ...], least: float, largest: float) -> None:
     """Clamp in place. torch has no clamp of a list by two bounds: by one after the other it is a pass more."""
     if tensors[0].device.type == "cpu":
         for tensor in tensors:

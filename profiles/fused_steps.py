@@ -21,4 +21,10 @@ def _adam(decay: int) -> Callable[[Args, Mapping[str, Any], Any], int]:
     return formula
 
 
-FUSED_STEPS = {"_fused_adam_": _adam(2), "_fused_adamw_": _adam(1)}
+def _sgd(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
+    """SGD with momentum: v (3) and the step along it (2), and 2 for a weight decay; of Nesterov's step 2 more."""
+    per_number = 5 + (2 if kwargs["weight_decay"] else 0) + (2 if kwargs["nesterov"] else 0) + bool(kwargs["maximize"])
+    return per_number * sum(int(parameter.numel()) for parameter in args[0])
+
+
+FUSED_STEPS = {"_fused_adam_": _adam(2), "_fused_adamw_": _adam(1), "_fused_sgd_": _sgd}

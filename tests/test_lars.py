@@ -203,3 +203,36 @@ def test_parameters_of_several_dtypes_share_a_group():
             parameter.grad = gradient(parameter, i, step)
             each[i].step()
     assert_equal(params, apart)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e12])  # of the second the share of the gradient is too small for the kernel
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"weight_decay": 0.0, "maximize": True},
+        {"weight_decay": 0.2, "maximize": True, "momentum_order": "paper", "lr": 0.3},
+        {"dampening": 0.5, "clip": True, "lr": 1e-3},
+        {"nesterov": True},
+    ],
+)
+def test_the_steps_of_float32_are_those_of_float64(options, scale, monkeypatch):
+    calls, kernel = [], torch._fused_sgd_
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        kernel(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "_fused_sgd_", counted)
+    start = normal((20, 30), 1)
+    narrow, wide = start.float().requires_grad_(), start.float().double().requires_grad_()
+    steps = [LARS([parameter], **options) for parameter in (narrow, wide)]
+    for step in range(5):
+        given = (scale * normal((20, 30), 2 + step)).float()
+        narrow.grad, wide.grad = given, given.double()
+        for optimizer in steps:
+            optimizer.step()
+    torch.testing.assert_close(narrow.double() - start, wide - start, rtol=1e-4, atol=2e-6)  # w rounds
+    kept = [optimizer.state[p]["momentum_buffer"] for optimizer, p in zip(steps, (narrow, wide), strict=True)]
+    torch.testing.assert_close(kept[0].double(), kept[1], rtol=1e-5, atol=1e-7 * float(kept[1].abs().max()))
+    assert len(calls) == (5 if scale == 1 and not options.get("nesterov") else 0)
