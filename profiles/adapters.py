@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from profiles.target import Target
 
 
-class OnWeight(nn.Module):
-    """A penalty or projection with its options: ``forward(weight)`` calls it."""
+class OnTensor(nn.Module):
+    """A function of a tensor with its options, such as a penalty or projection: ``forward(tensor)`` calls it."""
 
     def __init__(self, function: Callable[..., Tensor], options: Mapping[str, Any]) -> None:
         super().__init__()
         self.function, self.options = function, dict(options)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return what the function gives for ``weight``, which stays as it is."""
-        return self.function(weight, **self.options)
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Return what the function gives for ``tensor``."""
+        return self.function(tensor, **self.options)
 
 
-class Initializer(OnWeight):
+class Initializer(OnTensor):
     """An initializer: ``forward(weight)`` fills a new tensor of that shape, dtype, device and layout."""
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def adapted(
     made, role = target.load(), target.card.role
     if role == "optimizer":
         return Optimizer(made, options, shape, device, dtype, tensors)
-    return (Initializer if role == "initializer" else OnWeight)(made, options)
+    return (Initializer if role == "initializer" else OnTensor)(made, options)
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

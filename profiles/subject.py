@@ -15,7 +15,7 @@ from layers import formula
 from layers.card import Card, OptionError, OptionValue
 from layers.catalog import Stone
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
-from profiles.target import Target, card_of, is_optimizer
+from profiles.target import Target, card_of, is_optimizer, takes_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -280,6 +280,10 @@ def check_environment(what: Subject, tensors: int = 6) -> None:
 def _construct(factory: Any, name: str, options: Mapping[str, OptionValue]) -> nn.Module:
     from torch import nn
 
+    if takes_tensor(factory):
+        from profiles.adapters import OnTensor
+
+        return OnTensor(factory, options)
     try:
         module = factory(**options)
     except OptionError:

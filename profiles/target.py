@@ -1,5 +1,7 @@
 """What is measured: a stone by name, or anybody's class by ``pkg.mod:Class`` or ``path/to/file.py:Class``.
 
+A function of a tensor, ``torch.nn.functional:normalize``, is taken for a layer without state.
+
 Stones are resolved without importing torch. A class is imported, which runs its module: only names that the user typed
 come here, never names from a file. The options of a class are read from its constructor.
 """
@@ -77,6 +79,14 @@ def is_optimizer(target: Foreign) -> bool:
     """Whether ``target`` is a class of optimizers, torch's or derived from it, without importing torch."""
     bases = target.factory.__mro__ if isinstance(target.factory, type) else ()
     return any((base.__module__, base.__name__) == ("torch.optim.optimizer", "Optimizer") for base in bases)
+
+
+def takes_tensor(factory: Callable[..., Any]) -> bool:
+    """Whether ``factory`` is itself what runs: a function whose first argument is a tensor, by its annotation."""
+    if isinstance(factory, type):
+        return False
+    first = next(iter(inspect.signature(factory).parameters.values()), None)
+    return first is not None and first.default is first.empty and "Tensor" in re.findall(r"\w+", str(first.annotation))
 
 
 def resolve(name: str) -> Target:

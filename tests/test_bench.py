@@ -92,6 +92,27 @@ def test_a_reference_takes_no_default_that_it_has_no_use_for():
         case(subject(stone("gn"), {"groups": 2, "affine": False}, SMALL), vs=["ln"])
 
 
+def test_a_function_of_a_tensor_is_a_reference_too():
+    found = reference(subject(stone("pono"), {}, SMALL), "torch.nn.functional:normalize:p=1").build()
+    x = torch.randn(SMALL.shape)
+    torch.testing.assert_close(found(x), torch.nn.functional.normalize(x, 1.0))
+    record = bench(
+        Bench(
+            (case(subject(stone("orthogonal"), {}, Setup(shape=(6, 9))), vs=["torch.nn.init:orthogonal_"]),),
+            Plan(seconds=0.01),
+        )
+    )
+    assert [ratio["vs"] for ratio in record["cases"][0]["ratios"]] == ["torch.nn.init:orthogonal_", "copy"]
+
+
+def test_a_function_that_makes_a_module_is_called_for_it(tmp_path):
+    (tmp_path / "made.py").write_text(
+        "from torch import nn\n\ndef make(channels: int):\n    return nn.BatchNorm2d(channels)\n"
+    )
+    found = subject(resolve(f"{tmp_path / 'made.py'}:make"), {}, SMALL).build()
+    assert isinstance(found, torch.nn.BatchNorm2d)
+
+
 def test_references_that_make_no_sense_are_refused():
     gn = subject(stone("gn"), {"groups": 2}, SMALL)
     for wrong in ({"vs": ["gn"]}, {"direction": "sideways"}, {"label": "copy"}):

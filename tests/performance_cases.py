@@ -1,0 +1,114 @@
+"""What docs/performance.md measures: stones at three sizes in five circumstances, and what they stand beside."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from layers.card import OptionError
+from profiles.cases import case, peer_of
+from profiles.errors import Refusal
+from profiles.subject import Setup, subject
+
+LAYERS = {"32x64x56x56": (32, 64, 56, 56), "8x512x7x7": (8, 512, 7, 7), "1x512x7x7": (1, 512, 7, 7)}
+ROWS = {"512x1024": (512, 1024), "64x1024": (64, 1024), "8x1024": (8, 1024)}  # of layers without positions
+WEIGHTS = {"64x64x3x3": (64, 64, 3, 3), "512x512x3x3": (512, 512, 3, 3), "1000x512": (1000, 512)}
+STEPS = {"1 × 10M": (1000, 10_000), "200 × 50k": (50, 1000)}
+IMAGES = {"64x3x32x32": (64, 3, 32, 32), "16x3x224x224": (16, 3, 224, 224)}
+VARIANTS = {
+    "": {},
+    "channels_last": {"memory_format": "channels_last"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "2 threads": {"threads": 2},
+    "compiled": {"compile": True},
+}
+DIRECTIONS = ("forward", "backward")
+OPTIONS = {"duc": {"scale": 2}}  # 8, the default, takes seconds at the largest size
+# Beside what a stone without a peer of its own stands, by its name or its kind: what is trained in its place.
+OTHERWISE = {
+    "norm": "torch.nn:BatchNorm2d",
+    "sgd-g": "torch.optim:SGD:momentum=0.9",
+    "adam-g": "torch.optim:Adam:foreach=true",
+}
+# What gives the same outputs: torch's, or what one would write with torch.
+SAME = {
+    "bilinear": "otherwise:Bilinear",
+    "drconv": "otherwise:DRConv",
+    "hdc": "otherwise:HDC",
+    "icnr": "otherwise:icnr_",
+    "mixed-pooling": "otherwise:MixedPooling",
+    "mpn-cov": "otherwise:MPNCOV",
+    "normalized-conv": "otherwise:NormalizedConv",
+    "omd": "otherwise:omd",
+    "orthogonal": "torch.nn.init:orthogonal_",
+    "ppm": "otherwise:PPM",
+    "shifted-l2": "otherwise:shifted_l2",
+    "split-merge": "otherwise:SplitMerge",
+    "spp": "otherwise:SPP",
+    "strip-pooling": "otherwise:StripPooling",
+    "svb": "otherwise:svb",
+}
+
+
+def sizes(stone):
+    """The inputs that a stone is measured on."""
+    if stone.card.role == "optimizer":
+        return STEPS
+    if stone.card.role == "augmentation":
+        return IMAGES
+    if stone.card.works_on_weights:
+        return WEIGHTS
+    return LAYERS if 4 in stone.card.ranks else ROWS
+
+
+def settings(stone, size, shape, variant):
+    """Setup and the rest of one row's variant, None where it makes no sense."""
+    changed = dict(VARIANTS[variant])
+    on_weight, on_images = stone.card.works_on_weights, stone.card.role == "augmentation"
+    if (on_weight or on_images) and variant in ("channels_last", "bfloat16", "compiled"):
+        return None
+    if variant == "channels_last" and len(shape) < 4:
+        return None
+    running = {key: changed.pop(key) for key in ("threads", "compile") if key in changed}
+    return Setup(shape=shape, tensors=200 if size.startswith("200") else 1, **changed), running
+
+
+def options_of(stone):
+    """The options that a stone is measured with where they are not its defaults."""
+    names = {option.name for option in stone.card.options}
+    return OPTIONS.get(stone.name) or ({"padding": 1} if {"padding", "kernel_size"} <= names else {})
+
+
+def wanted(stone):
+    """Size, variant, what to run and how, and where the stone refuses it why, for every row that makes sense."""
+    for size, shape in sizes(stone).items():
+        for variant in VARIANTS:
+            found = settings(stone, size, shape, variant)
+            if found is None:
+                continue
+            setup, running = found
+            try:
+                yield size, variant, subject(stone, options_of(stone), setup), running, ""
+            except (OptionError, Refusal) as error:
+                yield size, variant, None, running, str(error)
+
+
+def cases(stone):
+    """All cases of a stone, with what they are: size, variant, direction."""
+    for size, variant, what, running, refusal in wanted(stone):
+        if refusal:
+            continue  # the page names it
+        for direction in DIRECTIONS if what.has_backward else DIRECTIONS[:1]:
+            label = f"{stone.name} {size} {variant}".strip()
+            yield size, variant, replace(case(what, direction, label=label, vs=beside(stone, what)), **running)
+
+
+def beside(stone, what):
+    """What a stone stands beside: its peer, or what one would train in its place; and what gives the same outputs."""
+    usual = "peer" if peer_of(what) else OTHERWISE.get(stone.name) or OTHERWISE.get(stone.kind)
+    return [name for name in (usual, SAME.get(stone.name)) if name]
+
+
+def is_same(stone, name):
+    """Whether the reference ``name`` gives the outputs of the stone."""
+    peer = stone.card.peer
+    return name == SAME.get(stone.name) or (peer is not None and peer.same and name not in OTHERWISE.values())

@@ -1,0 +1,181 @@
+"""The Markdown of docs/performance.md, from what `performance` measured."""
+
+from __future__ import annotations
+
+from performance_cases import DIRECTIONS, VARIANTS, options_of, wanted
+
+from layers import catalog
+
+# The authors' own code on one thread, measured with torch 2.13 on another machine: training forward of 32x64x56x56 in
+# copies (c), steps as multiples of what stands beside; sources: the repositories named in the stones' docstrings.
+AUTHORS = {
+    ("batch-renorm", "32x64x56x56"): (39, "c"),
+    ("bcn", "32x64x56x56"): (21, "c"),
+    ("ghost-bn", "32x64x56x56"): (8, "c"),
+    ("pono", "32x64x56x56"): (66, "c"),
+    ("adax", "1 × 10M"): (3.9, ""),
+    ("adax", "200 × 50k"): (2.1, ""),
+    ("adaxw", "1 × 10M"): (7.7, ""),
+    ("adaxw", "200 × 50k"): (2.6, ""),
+    ("adabound", "1 × 10M"): (2.05, ""),
+    ("adabound", "200 × 50k"): (0.59, ""),
+    ("amsbound", "1 × 10M"): (2.4, ""),
+    ("amsbound", "200 × 50k"): (0.74, ""),
+    ("lars", "1 × 10M"): (0.52, ""),
+    ("lars", "200 × 50k"): (0.41, ""),
+}
+SLOWER = 1.05
+PYTHON = "On tiny maps a call costs some microseconds of Python more than torch's: checks, the choice of a way."
+PRODUCT = (
+    "The matrix of patches is built and read again, where torch's convolution (oneDNN) makes the product from the "
+    "input at once; on this processor the bare product takes about as long as all of that convolution."
+)
+# Why a stone is slower somewhere, where its card does not say so.
+WHY = {
+    "bn": f"{PYTHON} Half types keep γ, β and the statistics in float32. On channels_last float32 is shifted first, a "
+    "pass more: torch's kernel loses all digits there where the mean is large.",
+    "gn": f"{PYTHON} On channels_last torch computes E[x²] − E[x]², which loses all digits where the mean is large; "
+    "the accurate way takes more passes.",
+    "ln": f"{PYTHON} On channels_last γ and β are spread to a value per element for an accurate kernel; torch computes "
+    "E[x²] − E[x]² there.",
+    "in": "The backward alone is several kernels where torch has one; both together are faster on contiguous data.",
+    "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
+    "is faster.",
+    "irevnet-squeeze": PYTHON,
+    **dict.fromkeys(("as-strided", "im2col", "im2row", "kn2col", "kn2row", "kn2row-aa", "mec"), PRODUCT),
+}
+
+
+def number(value, unit=1.0):
+    return "" if value is None else f"{value / unit:.2f}" if value / unit < 100 else f"{value / unit:,.0f}"
+
+
+def ratio(row):
+    """The ratio to the reference, or to the copy (with a c) where there is none; – where it was refused."""
+    if row is None:
+        return ""
+    if "refused" in row:
+        return "–"
+    return f"{row['copies']:.1f} c" if row["ratio"] is None else f"{row['ratio']:.2f}"
+
+
+def of_authors(name, size, row):
+    """The ratio to the authors' way where something else stands beside: measured, or from their code's figures (*)."""
+    if row["same"] and row["same"]["vs"] != row["vs"]:
+        return f"{row['same']['ratio']:.2f}"
+    value, unit = AUTHORS.get((name, size), (None, ""))
+    return "" if value is None else f"{(row['copies'] if unit else row['ratio']) / value:.2f} *"
+
+
+def table(head, rows):
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    yield from ("| " + " | ".join(row) + " |" for row in rows)
+
+
+def called(row):
+    """What stands beside: torch's own, what one would write with torch, or the copy; marked where it is other work."""
+    if not row["vs"]:
+        return "copy"
+    name = "plain torch" if row["vs"].startswith("otherwise:") else row["vs"]
+    return name if row["same"] and row["same"]["vs"] == row["vs"] else f"{name} (other work)"
+
+
+def of_kind(results, names):
+    """The two tables of a kind: float32, contiguous, one thread; and the other circumstances."""
+    base, other = [], []
+    for name in names:
+        rows = {(row["size"], row["variant"], row["direction"]): row for row in results[name]}
+        for size in dict.fromkeys(row["size"] for row in results[name]):
+            forward, backward = (rows.get((size, "", direction)) for direction in DIRECTIONS)
+            if forward is None or "refused" in forward:
+                base.append([name, size, f"refused: {(forward or {}).get('refused', '')}", *[""] * 8])
+                continue
+            share = forward["of_roofline"]
+            base.append(
+                [
+                    name,
+                    size,
+                    called(forward),
+                    number(forward["bytes"], 1e6),
+                    number(forward["flops"], 1e6),
+                    ratio(forward),
+                    ratio(backward),
+                    number(forward["copies"]),
+                    number(backward and backward.get("copies")),
+                    "" if share is None else f"{share:.0%} {forward['bound']}",
+                    of_authors(name, size, forward),
+                ]
+            )
+            cells = []
+            for variant in list(VARIANTS)[1:]:
+                found = [ratio(rows.get((size, variant, direction))) for direction in DIRECTIONS]
+                cells.append(" / ".join(found).strip(" /"))
+            if any(cells):
+                other.append([name, size, *cells])
+    head = (
+        "stone", "input", "beside", "floor, MB", "MFLOP", "forward ÷", "backward ÷", "forward, copies",
+        "backward, copies", "of roofline", "÷ authors'",
+    )  # fmt: skip
+    yield from table(head, base)
+    if other:
+        yield ""
+        yield from table(
+            ("stone", "input", *(f"{variant}, forward / backward" for variant in list(VARIANTS)[1:])), other
+        )
+
+
+def slower(results):
+    """Each stone that is slower somewhere than a reference of the same outputs, its worst ratio, and why."""
+    for name, rows in results.items():
+        worst = [row for row in rows if row.get("same") and row["same"]["ratio_ci95"][0] > SLOWER]
+        if worst:
+            row = max(worst, key=lambda row: row["same"]["ratio"])
+            where = " ".join(part for part in (row["size"], row["variant"], row["direction"]) if part)
+            said = WHY.get(name) or catalog.stone(name).card.caution
+            yield name, f"{row['same']['ratio']:.2f} ({where}; {len(worst)} of {len(rows)} rows)", said
+
+
+def page(results, environment, seconds):  # the names of what is kept
+    """The Markdown text."""
+    by_kind = {}
+    for name in (name for name in catalog.stones() if name in results):
+        by_kind.setdefault(catalog.stone(name).kind, []).append(name)
+    yield "# Performance"
+    yield ""
+    yield (
+        f"Written by `make bench` on {environment['cpu']}, {environment['cores']} cores, torch "
+        f"{environment['torch']}, Python {environment['python']}; about {seconds:g} s for each number. Each number "
+        "is the median of paired rounds: the stone and what stands beside it ran in turns, in one process. ÷ is the "
+        "time divided by that of what stands beside it, below 1 is faster; where there is nothing, c: multiples of a "
+        "copy of the input. The floor is the fewest bytes that the forward must move, by the card. Of roofline: the "
+        "least time by the measured ceilings of this machine, divided by the time taken, and what bounds it. "
+        "Training, float32, contiguous, one thread, eager, unless a column says otherwise; the compiled column "
+        "compares with the compiled reference. – was refused. Plain torch is what one would write, tests/otherwise.py, "
+        "and gives the same outputs. ÷ authors': the forward divided by the way of the authors' code, run here as in "
+        "tests/otherwise.py; * by the figure of their code, timed on another machine."
+    )
+    for kind, names in by_kind.items():
+        yield ""
+        yield f"## {kind}"
+        yield ""
+        yield from of_kind(results, names)
+    stones = [catalog.stone(name) for kind in by_kind.values() for name in kind]
+    yield ""
+    yield "## Options, and what is not measured"
+    yield ""
+    changed = [(stone.name, *options_of(stone).items()) for stone in stones if options_of(stone)]
+    told = (f"{name} {', '.join(f'{key}={value}' for key, value in options)}" for name, *options in changed)
+    yield f"Options are the defaults{', but ' if changed else ''}{'; '.join(told)}."
+    yield ""
+    yield "Refused, in every variant of the size:"
+    yield ""
+    refused = dict.fromkeys((s.name, size, why) for s in stones for size, _, _, _, why in wanted(s) if why)
+    yield from table(("stone", "input", "why"), refused)
+    found = list(slower(results))
+    yield ""
+    yield "## Slower than what one would otherwise use"
+    yield ""
+    yield f"By more than {SLOWER - 1:.0%}, the whole interval beyond it, against something of the same outputs:"
+    yield ""
+    yield from table(("stone", "worst ratio", "why"), ([name, worst, why or "?"] for name, worst, why in found))
