@@ -63,7 +63,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """What becomes of an optimizer on a problem of `profiles.problems`.
+    """What becomes of an optimizer on a problem of `profiles.races.problems`.
 
     After ``steps`` steps with ``options``, beside those that the problem sets, ``measure`` is ``expected`` up to
     ``within``, relative to it (absolute where it is 0). ``says`` is the fact in words.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profiles.errors import Unavailable
-from profiles.ranks import is_silent
+from profiles.speed.ranks import is_silent
 
 
 def write(path: Path, content: str | bytes, option: str = "--output") -> None:

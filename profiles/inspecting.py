@@ -39,7 +39,7 @@ def inspect(
     (`augmentations`); it raises as that does. With ``modules`` a layer or model is shown by module too, to
     the ``depth`` given.
     """
-    from profiles import facts
+    from profiles.counting import facts
 
     check_modules(what, measure, modules, depth)
     if peers:

@@ -8,11 +8,11 @@ from itertools import product
 from layers import catalog
 from layers.card import OptionValue
 from layers.catalog import KINDS, Stone
-from profiles.bench import Bench
-from profiles.cases import Case, Gate, check_timeable
 from profiles.errors import Refusal
 from profiles.skips import Skips
-from profiles.variants import Variant, case_of
+from profiles.speed.bench import Bench
+from profiles.speed.cases import Case, Gate, check_timeable
+from profiles.speed.variants import Variant, case_of
 
 
 def stones_of(kind: str) -> list[Stone]:

@@ -24,15 +24,15 @@ from dataclasses import dataclass, replace
 
 from layers import catalog
 from profiles.allocator import ALLOCATORS, KEPT
-from profiles.bench import Bench
-from profiles.cases import COPY, DIRECTIONS, PEER, Case, Gate, case
-from profiles.clocks import CLOCKS, WALL
 from profiles.document import Place, ProfileError, Value, built_in, opened
 from profiles.errors import Refusal
 from profiles.fields import CLASS_OF_TORCH, SETUP, Fields, check_schema, setup_of, stone_of, subject_of, text_of
+from profiles.speed.bench import Bench
+from profiles.speed.cases import COPY, DIRECTIONS, PEER, Case, Gate, case
+from profiles.speed.clocks import CLOCKS, WALL
+from profiles.speed.timing import Plan
 from profiles.subject import Setup, Subject
 from profiles.threads import MOST_THREADS
-from profiles.timing import Plan
 
 SCHEMA, OF_RUNS = "stones.profile/1", "stones.run/1"
 _PLAN = {"seconds": float, "rounds": int, "block": float, "precision": float}

@@ -15,8 +15,8 @@ from layers.card import OptionError
 from profiles import expect
 from profiles.document import Place
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
-from profiles.intervals import Verdict
 from profiles.run_profiles import Check, Inspection, Item, Run, Timing
+from profiles.speed.intervals import Verdict
 from profiles.spelling import value_text
 from profiles.target import options_of
 
@@ -150,7 +150,7 @@ def _inspected(item: Inspection, tell: Callable[[float, str], None]) -> Record:
 
 def _checked(item: Check, tell: Callable[[float, str], None]) -> Record:
     """Check what the card claims."""
-    from profiles import cells, geometry, identities, invariance
+    from profiles.checks import cells, geometry, identities, invariance
 
     tell(0.0, f"{item.command} {item.stone.name}")
     if item.command == "check-identities":
@@ -164,8 +164,8 @@ def _checked(item: Check, tell: Callable[[float, str], None]) -> Record:
 
 def _timed(item: Timing, tell: Callable[[float, str], None], benches: list[Record]) -> Iterator[Record]:
     """Yield a row for each case that was measured or refused; ``benches`` gets the record of the bench without them."""
-    from profiles import bench
-    from profiles.bench_record import judgements, worst
+    from profiles.speed import bench
+    from profiles.speed.bench_record import judgements, worst
 
     record = bench.bench(dataclasses.replace(item.bench, skips=True), lambda p: tell(p.fraction, f"bench {p.case}"))
     for case in record.pop("cases"):

@@ -23,19 +23,20 @@ from dataclasses import dataclass, replace
 
 from layers import catalog
 from layers.catalog import Stone, suggest
-from profiles import expect, identities, loading
-from profiles.bench import Bench
-from profiles.carriers import CARRIERS
-from profiles.cells import cases, claiming
+from profiles import expect, loading
+from profiles.checks import identities
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.cells import cases, claiming
+from profiles.checks.gradients import GRADIENT_PROPERTIES
+from profiles.checks.transformations import PROPERTIES
 from profiles.document import Place, ProfileError, Value, built_in, opened
 from profiles.errors import Refusal
 from profiles.expect import Expectation
 from profiles.fields import CLASS_OF_TORCH, SETUP, Fields, check_schema, setup_of, shown, stone_of, subject_of, text_of
-from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.inspecting import inspect, usual_shape
+from profiles.speed.bench import Bench
 from profiles.subject import Setup, Subject
 from profiles.target import Target, resolve
-from profiles.transformations import PROPERTIES
 from profiles.transforms import takes_batch
 
 SCHEMA = loading.OF_RUNS

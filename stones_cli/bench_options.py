@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from layers.catalog import KINDS
+from profiles.speed.sweep import Sweep
 from profiles.subject import DTYPES, MEMORY_FORMATS, MOST_TENSORS
-from profiles.sweep import Sweep
 from profiles.threads import MOST_THREADS
 from stones_cli import common, parse, pictures
 from stones_cli.options import complete_names

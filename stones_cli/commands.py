@@ -21,7 +21,7 @@ from layers import catalog
 from layers.card import OptionValue
 from profiles import target as targets
 from profiles.errors import Refusal
-from profiles.ranks import is_silent, world_size
+from profiles.speed.ranks import is_silent, world_size
 from profiles.target import Target
 from stones_cli import parse
 from stones_cli.failures import complain, status_of, tell_of_broken

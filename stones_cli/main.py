@@ -90,7 +90,7 @@ def _let_the_first_speak() -> None:
     import contextlib
     import time
 
-    from profiles.ranks import is_silent
+    from profiles.speed.ranks import is_silent
 
     with contextlib.suppress(KeyboardInterrupt):
         if is_silent():

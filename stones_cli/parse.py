@@ -17,8 +17,8 @@ from layers import catalog
 from layers.card import Option, OptionError, OptionValue
 from profiles import spelling
 from profiles.errors import Refusal
-from profiles.sweep import Sweep
-from profiles.sweep import parse as read_sweep
+from profiles.speed.sweep import Sweep
+from profiles.speed.sweep import parse as read_sweep
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from profiles import atomic, figures
+from profiles import atomic
 from profiles.errors import Refusal
+from profiles.pictures import figures
 from stones_cli import common, parse
 
 PLOT = "--plot"

@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Keep what tests remember out of the home of whoever runs them, in processes that they start too."""
-    from profiles import ceilings_measured
+    from profiles.speed import ceilings_measured
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STONES_CACHE", str(tmp_path_factory.mktemp("cache")))

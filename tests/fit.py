@@ -14,7 +14,7 @@ import numpy as np
 
 from layers import catalog
 from layers.card import OptionError
-from profiles.facts import inspect
+from profiles.counting.facts import inspect
 from profiles.subject import Setup, subject
 
 SHAPES = [

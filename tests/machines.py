@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from profiles.ceilings import Ceilings, Rung
-from profiles.clocks import HostClock
+from profiles.speed.ceilings import Ceilings, Rung
+from profiles.speed.clocks import HostClock
 
 PLACE = {
     "cpu": "a", "gpu": None, "cores": 2, "torch": "2", "python": "3", "capability": "x", "device": "cpu", "threads": 1,

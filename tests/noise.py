@@ -19,10 +19,10 @@ import torch
 from torch.nn import functional as F
 
 from profiles.allocator import keep_freed_memory
-from profiles.clocks import CLOCKS, Job, clock_for
 from profiles.environment import environment
-from profiles.intervals import Verdict
-from profiles.timing import Comparison, Plan, Timing
+from profiles.speed.clocks import CLOCKS, Job, clock_for
+from profiles.speed.intervals import Verdict
+from profiles.speed.timing import Comparison, Plan, Timing
 
 TRIALS, BAR, SECONDS = 30, 1.05, 1.2
 SAMPLES, MORE = 8, 9

@@ -20,11 +20,11 @@ from performance_cases import cases, is_same
 from performance_page import page
 
 from layers import catalog
-from profiles import bench as benching
-from profiles.cases import COPY
 from profiles.environment import environment
 from profiles.errors import Refusal, Unavailable
-from profiles.timing import Plan
+from profiles.speed import bench as benching
+from profiles.speed.cases import COPY
+from profiles.speed.timing import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "build" / "performance.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from layers.card import OptionError
-from profiles.cases import case, peer_of
 from profiles.errors import Refusal
+from profiles.speed.cases import case, peer_of
 from profiles.subject import Setup, subject
 
 LAYERS = {"32x64x56x56": (32, 64, 56, 56), "8x512x7x7": (8, 512, 7, 7), "1x512x7x7": (1, 512, 7, 7)}

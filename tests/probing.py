@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiles.probe import drawing, probe
+from profiles.pictures.probe import drawing, probe
 from profiles.target import resolve
 
 

@@ -9,9 +9,10 @@ from roles import ON_WEIGHTS
 
 from layers import catalog
 from layers.card import OptionError
-from profiles import cases, facts
 from profiles.adapters import state_of
+from profiles.counting import facts
 from profiles.errors import Refusal
+from profiles.speed import cases
 from profiles.subject import Setup, subject
 
 SHAPES = ((12, 5), (6, 8, 3, 3), (12, 2, 3, 3))

@@ -8,7 +8,7 @@ import torch
 from layers.adax_optimizer import newest
 from layers.adax_proofs import impulse_gain
 from layers.optim.adax import AdaX, card
-from profiles.problems import DECAY
+from profiles.races.problems import DECAY
 
 
 def test_the_newest_gradient_weighs_less_and_less():

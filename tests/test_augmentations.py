@@ -18,15 +18,16 @@ from test_card_options import refused_values
 
 from layers import catalog, image_operations
 from layers.card import OptionError
-from profiles import augmentations, cases
-from profiles.bench import Bench, bench
-from profiles.cases import case, reference
+from profiles import augmentations
 from profiles.errors import Refusal
-from profiles.jobs import jobs
 from profiles.pillow import Pillow, pixels
+from profiles.speed import cases
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case, reference
+from profiles.speed.jobs import jobs
+from profiles.speed.timing import Plan
 from profiles.subject import Setup, subject
 from profiles.target import resolve
-from profiles.timing import Plan
 
 STONES = [stone for stone in catalog.stones().values() if stone.card.role == "augmentation"]
 ids = [pytest.param(stone, id=stone.name) for stone in STONES]

@@ -12,7 +12,7 @@ from harness import run
 from layers import batch_kernels, dimensions
 from layers import moments as engine
 from layers.norm.bn import BatchNorm
-from profiles.facts import inspect
+from profiles.counting.facts import inspect
 from profiles.subject import Setup, subject
 from profiles.target import resolve
 

@@ -11,15 +11,15 @@ import torch
 
 from layers.catalog import stone
 from profiles import allocator
-from profiles.bench import Bench, bench
-from profiles.cases import Gate, case, reference
 from profiles.environment import environment
 from profiles.errors import Refusal
-from profiles.jobs import jobs
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import Gate, case, reference
+from profiles.speed.jobs import jobs
+from profiles.speed.timing import LEAST_ROUNDS, Plan
+from profiles.speed.variants import over_threads
 from profiles.subject import Setup, Subject, subject
 from profiles.target import Foreign, resolve
-from profiles.timing import LEAST_ROUNDS, Plan
-from profiles.variants import over_threads
 
 SMALL = Setup(shape=(2, 4, 3, 3))
 

@@ -11,17 +11,17 @@ import pytest
 from command_line import invoke
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-import profiles.bench
+import profiles.speed.bench
 from layers.catalog import stone
-from profiles import figures
-from profiles.bench import Bench, bench
-from profiles.bench_plot import figure, render
-from profiles.cases import Gate, case
 from profiles.errors import Refusal, Unavailable
+from profiles.pictures import figures
+from profiles.pictures.bench_plot import figure, render
+from profiles.pictures.sweep_plot import lines_of
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import Gate, case
+from profiles.speed.timing import Plan
 from profiles.spelling import value_text
 from profiles.subject import Setup, subject
-from profiles.sweep_plot import lines_of
-from profiles.timing import Plan
 from stones_cli.status import Status
 
 TINY = ("bench", "gn", "--groups", "2", "-i", "2x4x3x3", "--rounds", "8", "--budget", "0.05")
@@ -246,7 +246,7 @@ def test_a_measured_record_is_drawn_and_more_samples_than_an_svg_holds_are_a_pic
     record = bench(Bench((what,), Plan(seconds=0.1, block=1e-5, rounds=8)))
     assert any("pass, bar 1e+06" in text for text in texts(record))
     assert b"<image" not in render(record)
-    monkeypatch.setattr("profiles.bench_plot.MOST_DOTS", 3)
+    monkeypatch.setattr("profiles.pictures.bench_plot.MOST_DOTS", 3)
     assert b"<image" in render(record)
 
 
@@ -317,7 +317,7 @@ def test_an_early_ctrl_c_writes_no_picture(tmp_path, monkeypatch):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("profiles.bench.bench", stop)
+    monkeypatch.setattr("profiles.speed.bench.bench", stop)
     result = invoke(*TINY, "--plot", tmp_path / "gn.svg", "--json")
     assert result.exit_code == Status.INTERRUPTED
     assert json.loads(result.stdout)["interrupted"] is True
@@ -325,14 +325,14 @@ def test_an_early_ctrl_c_writes_no_picture(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_draws_what_was_measured(tmp_path, monkeypatch):
-    measure, file = profiles.bench._Measuring.measure, tmp_path / "gn.svg"
+    measure, file = profiles.speed.bench._Measuring.measure, tmp_path / "gn.svg"
 
     def until_backward(run, what, place):
         if what.direction == "backward":
             raise KeyboardInterrupt
         measure(run, what, place)
 
-    monkeypatch.setattr("profiles.bench._Measuring.measure", until_backward)
+    monkeypatch.setattr("profiles.speed.bench._Measuring.measure", until_backward)
     result = invoke(*TINY, "--forward", "--backward", "--plot", file, "--json")
     assert result.exit_code == Status.INTERRUPTED
     record = json.loads(result.stdout)

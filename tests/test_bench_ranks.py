@@ -15,12 +15,13 @@ from jsonschema import Draft202012Validator as Validator
 from ranked import NOWHERE, ends, two
 
 from layers.catalog import stone
-from profiles import changes, ranks
-from profiles.bench import Bench, bench
-from profiles.cases import case
+from profiles.checks import changes
 from profiles.schemas import schema
+from profiles.speed import ranks
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case
+from profiles.speed.timing import Plan
 from profiles.subject import Setup, subject
-from profiles.timing import Plan
 from stones_cli.report.bench import report
 from stones_cli.report.plain import comma_separated, text
 from stones_cli.status import Status
@@ -174,11 +175,11 @@ RANK_OF_ITS_OWN = """
 import json, sys
 from torch import distributed, ones
 from layers.catalog import stone
-from profiles.bench import Bench, bench
-from profiles.cases import case
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case
 from profiles.subject import Setup, subject
 from profiles.target import resolve
-from profiles.timing import Plan
+from profiles.speed.timing import Plan
 
 distributed.init_process_group("gloo")
 rank, plan = distributed.get_rank(), Plan(seconds=0.05, block=1e-4, rounds=8)

@@ -9,14 +9,14 @@ import torch
 from command_line import invoke
 
 from layers.catalog import stone
-from profiles import bench as benching
-from profiles.bench import Bench, bench
-from profiles.cases import Gate, case
 from profiles.errors import Refusal
+from profiles.speed import bench as benching
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import Gate, case
+from profiles.speed.sweep import parse
+from profiles.speed.timing import Plan
+from profiles.speed.variants import growth, over_threads, variants
 from profiles.subject import Setup, subject
-from profiles.sweep import parse
-from profiles.timing import Plan
-from profiles.variants import growth, over_threads, variants
 from stones_cli.status import Status
 
 SMALL = Setup(shape=(2, 4, 3, 3))

@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from layers import catalog
 from layers.resnet import cifar_resnet, imagenet_resnet
-from profiles import by_module, facts, inspecting
-from profiles.backward import counted
+from profiles import inspecting
+from profiles.counting import by_module, facts
+from profiles.counting.backward import counted
+from profiles.counting.flops import Counting
+from profiles.counting.saved import saving
 from profiles.errors import Refusal
-from profiles.flops import Counting
 from profiles.outputs import first_tensor
-from profiles.saved import saving
 from profiles.subject import Setup, subject
 from profiles.target import Foreign
 from stones_cli.report.inspection import inspection

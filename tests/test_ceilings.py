@@ -8,10 +8,10 @@ import pytest
 import torch
 from machines import KNOWN, PLACE, planted
 
-from profiles import ceilings_measured
-from profiles.ceilings import Ceilings, Rung, Work, needed
-from profiles.ceilings_measured import least, measure, where
-from profiles.clocks import HostClock
+from profiles.speed import ceilings_measured
+from profiles.speed.ceilings import Ceilings, Rung, Work, needed
+from profiles.speed.ceilings_measured import least, measure, where
+from profiles.speed.clocks import HostClock
 
 
 def floor(moved, written, flops, working_set, dtype="float32"):

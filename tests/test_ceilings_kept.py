@@ -11,9 +11,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from machines import KNOWN, PLACE
 
-from profiles import ceilings_kept
-from profiles.ceilings import Ceilings, Rung, from_record
 from profiles.schemas import schema
+from profiles.speed import ceilings_kept
+from profiles.speed.ceilings import Ceilings, Rung, from_record
 
 
 def test_a_record_is_read_back_as_it_was():

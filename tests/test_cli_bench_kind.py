@@ -11,14 +11,14 @@ from command_line import invoke, process
 
 from layers import catalog
 from layers.catalog import KINDS, stone
-from profiles.bench import Bench, bench
-from profiles.cases import case, check_timeable
 from profiles.errors import Refusal
 from profiles.kinds import bench_of, stones_of, timeable
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case, check_timeable
+from profiles.speed.timing import Plan
+from profiles.speed.variants import Variant
 from profiles.subject import Setup, Subject, subject
 from profiles.target import Foreign
-from profiles.timing import Plan
-from profiles.variants import Variant
 from stones_cli.options import in_common
 from stones_cli.report.bench import report
 from stones_cli.report.terminal import drawn

@@ -11,8 +11,8 @@ from rich.cells import cell_len
 
 from layers import catalog
 from layers.catalog import stone
-from profiles.geometry import check
-from profiles.gradients import GRADIENT_PROPERTIES
+from profiles.checks.geometry import check
+from profiles.checks.gradients import GRADIENT_PROPERTIES
 from stones_cli.report import terminal
 from stones_cli.report.geometry import matrix
 from stones_cli.status import Status

@@ -12,8 +12,10 @@ from typer.main import get_command
 
 from layers import catalog
 from layers.card import Claim, Identity
-from profiles import bench, facts, identities, invariance
+from profiles.checks import identities, invariance
+from profiles.counting import facts
 from profiles.inspecting import contradictions
+from profiles.speed import bench
 from profiles.subject import Setup, subject
 from profiles.target import resolve
 from stones_cli.app import app

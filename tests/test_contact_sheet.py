@@ -16,10 +16,10 @@ from PIL import Image
 
 from layers.augment.autoaugment import AutoAugment
 from layers.policies import OPERATIONS, POLICIES, Applied
-from profiles import photo, picture
 from profiles.errors import Refusal
+from profiles.pictures import photo, picture
+from profiles.pictures.probe import drawing, probe, sheet
 from profiles.pillow import applied
-from profiles.probe import drawing, probe, sheet
 from profiles.target import resolve
 from stones_cli.status import Status
 

@@ -14,9 +14,9 @@ from layers.card import OptionError
 from layers.catalog import stone, stones
 from layers.gemm_convolution import GemmConvolution
 from layers.shared import CONVOLUTION
-from profiles.stated import stated
+from profiles.counting.stated import stated
+from profiles.counting.workspace import workspace
 from profiles.subject import Setup, subject
-from profiles.workspace import workspace
 
 SHARED = [option.name for option in CONVOLUTION]
 ALGORITHMS = sorted(

@@ -8,7 +8,7 @@ from torch import nn
 
 from layers.catalog import stone, stones
 from layers.dimensions import inside, meeting
-from profiles.facts import inspect
+from profiles.counting.facts import inspect
 from profiles.subject import Setup, subject
 
 CONVOLUTIONS = sorted(name for name, found in stones().items() if found.kind == "conv")

@@ -7,13 +7,13 @@ import torch
 from command_line import invoke
 
 from layers.catalog import stone
-from profiles.bench import Bench, bench
-from profiles.cases import case
-from profiles.clocks import Job, clock_for
 from profiles.errors import Refusal
-from profiles.jobs import jobs
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case
+from profiles.speed.clocks import Job, clock_for
+from profiles.speed.jobs import jobs
+from profiles.speed.timing import Plan
 from profiles.subject import Setup, subject
-from profiles.timing import Plan
 from stones_cli.status import Status
 
 SMALL = Setup(shape=(2, 8, 4, 4))

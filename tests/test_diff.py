@@ -9,7 +9,7 @@ from command_line import invoke, process
 from jsonschema import Draft202012Validator
 from test_startup import HEAVY, imported
 
-from profiles.diff import claim_for, techniques
+from profiles.checks.diff import claim_for, techniques
 from profiles.schemas import schema
 from profiles.subject import Setup, subject
 from profiles.target import resolve

@@ -9,16 +9,17 @@ import pytest
 from command_line import invoke
 from jsonschema import Draft202012Validator
 
-from profiles import results, times
-from profiles.bench import Bench, bench
-from profiles.cases import case
-from profiles.changes import results as compare
+from profiles import results
+from profiles.checks.changes import results as compare
 from profiles.errors import Refusal
-from profiles.intervals import bootstrap_ratio
 from profiles.schemas import schema
+from profiles.speed import times
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case
+from profiles.speed.intervals import bootstrap_ratio
+from profiles.speed.timing import Plan
 from profiles.subject import Setup, subject
 from profiles.target import resolve
-from profiles.timing import Plan
 from stones_cli.status import Status
 
 

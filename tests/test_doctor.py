@@ -14,12 +14,12 @@ import pytest
 from command_line import COMMAND, ROOT, environment, interruptible, invoke
 from jsonschema import Draft202012Validator
 
-from profiles import doctor, findings, selftest
-from profiles.clocks import HostClock
 from profiles.errors import Refusal
-from profiles.findings import Finding, Grade
 from profiles.machine import Machine
 from profiles.schemas import schema
+from profiles.speed import doctor, findings, selftest
+from profiles.speed.clocks import HostClock
+from profiles.speed.findings import Finding, Grade
 from stones_cli.report import plain
 from stones_cli.report.doctor import examination
 from stones_cli.status import Status

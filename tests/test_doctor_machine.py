@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from profiles import findings
-from profiles.findings import MIB, Grade
 from profiles.machine import Machine, Ticks
+from profiles.speed import findings
+from profiles.speed.findings import MIB, Grade
 
 CPU = "sys/devices/system/cpu"
 PLANTED = {

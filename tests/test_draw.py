@@ -14,7 +14,7 @@ from layers import catalog
 from layers.dilation import coverage
 from layers.norm.gn import GroupNorm
 from profiles.errors import Refusal
-from profiles.probe import picture_of
+from profiles.pictures.probe import picture_of
 
 
 def numbered(*shape):

@@ -16,9 +16,10 @@ from probing import panels, probed
 
 from layers import catalog
 from layers.option import OptionError
-from profiles import atomic, picture
+from profiles import atomic
 from profiles.errors import Refusal, Unavailable
-from profiles.probe import drawable, drawing, picture_of, probe
+from profiles.pictures import picture
+from profiles.pictures.probe import drawable, drawing, picture_of, probe
 from profiles.target import resolve
 from stones_cli.status import Status
 
@@ -199,7 +200,7 @@ def test_wrong_use_is_refused_in_one_line_and_writes_nothing(line, tmp_path, mon
 @pytest.mark.parametrize("path", ["nosuch/gn.svg", "folder.svg"])
 def test_a_file_that_cannot_be_written_is_status_3_before_anything_runs(path, tmp_path, monkeypatch):
     (tmp_path / "folder.svg").mkdir()
-    monkeypatch.setattr("profiles.probe.probe", None)
+    monkeypatch.setattr("profiles.pictures.probe.probe", None)
     result = invoke(*GN, "-o", tmp_path / path)
     assert (result.exit_code, result.stdout) == (Status.ENVIRONMENT, "")
     assert result.stderr.startswith("error: --output")

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from layers import catalog
 from layers.norm.bcn import BatchChannelNorm
 from layers.observe import observe, observing
-from profiles import figures, picture
 from profiles.errors import Refusal
-from profiles.probe import data_path, drawing, has_path
-from profiles.probe_path import path
-from profiles.probe_sharing import Run, nothing
+from profiles.pictures import figures, picture
+from profiles.pictures.probe import data_path, drawing, has_path
+from profiles.pictures.probe_path import path
+from profiles.pictures.probe_sharing import Run, nothing
 from profiles.target import resolve
 from stones_cli.status import Status
 

@@ -12,8 +12,8 @@ from layers.conv.drconv import DRConv2d
 from layers.observe import observing
 from layers.region_passes import Windows, backward, define, forward
 from layers.regions import choice, operator, region_convolution
-from profiles.flops import Counting
-from profiles.workspace import workspace
+from profiles.counting.flops import Counting
+from profiles.counting.workspace import workspace
 
 C, OUTPUTS, M = 4, 3, 3
 GEOMETRIES = [

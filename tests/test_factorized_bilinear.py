@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from layers.card import OptionError
 from layers.pool.factorized_bilinear import FactorizedBilinear
-from profiles.flops import Counting
+from profiles.counting.flops import Counting
 
 
 def namespace(layer, training):

@@ -9,7 +9,7 @@ import torch
 
 from layers import catalog
 from layers.card import Flops, OptionError
-from profiles import facts
+from profiles.counting import facts
 from profiles.errors import Refusal, Unavailable
 from profiles.subject import Setup, subject
 from profiles.target import resolve

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from profiles.backward import loss
-from profiles.flops import Counting
+from profiles.counting.backward import loss
+from profiles.counting.flops import Counting
 
 N, C, H, W = 2, 8, 5, 4
 E = N * C * H * W

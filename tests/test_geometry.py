@@ -7,15 +7,15 @@ import torch
 from claims import failed, lying
 
 from layers.catalog import stone, stones
-from profiles import invariance
-from profiles.behind import Behind
-from profiles.carriers import CARRIERS
-from profiles.cells import BROKEN, HOLDS
+from profiles.checks import invariance
+from profiles.checks.behind import Behind
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.cells import BROKEN, HOLDS
+from profiles.checks.geometry import Conditions, check
+from profiles.checks.gradients import GRADIENT_PROPERTIES, RULES, STEPS, STRIDE, descent
+from profiles.checks.transformations import DELTA, PROPERTIES
 from profiles.errors import Refusal
-from profiles.geometry import Conditions, check
-from profiles.gradients import GRADIENT_PROPERTIES, RULES, STEPS, STRIDE, descent
 from profiles.target import resolve
-from profiles.transformations import DELTA, PROPERTIES
 
 CLAIMING = [found for found in stones().values() if found.card.claims]
 GROWTH = ["sgd-growth", "momentum-growth", "adam-growth", "decay-growth"]

@@ -9,8 +9,8 @@ import torch
 
 from layers.catalog import Stone, stone, stones
 from layers.norm import bn, gn
-from profiles.difference import difference
-from profiles.identities import DIMS, check
+from profiles.checks.difference import difference
+from profiles.checks.identities import DIMS, check
 
 STATED = [found for found in stones().values() if found.card.identities]
 

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from layers import catalog
-from profiles.facts import inspect
+from profiles.counting.facts import inspect
 from profiles.subject import Setup, subject
 from stones_cli.report.inspection import inspection
 from stones_cli.report.tables import Report, Table, table

@@ -10,12 +10,12 @@ from claims import cells, lying
 from layers import card as vocabulary
 from layers.card import OptionError
 from layers.catalog import stone, stones
-from profiles.carriers import CARRIERS
-from profiles.chain import has_weight
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.chain import has_weight
+from profiles.checks.invariance import BROKEN, HOLDS, PUBLISHED, Conditions, check, published
+from profiles.checks.transformations import DELTA, GROUPS, PROPERTIES
 from profiles.errors import Refusal
-from profiles.invariance import BROKEN, HOLDS, PUBLISHED, Conditions, check, published
 from profiles.target import resolve
-from profiles.transformations import DELTA, GROUPS, PROPERTIES
 
 CLAIMING = [found for found in stones().values() if found.card.claims]
 PAPER = [column.id for column in PROPERTIES.values() if column.paper]

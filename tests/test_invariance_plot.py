@@ -13,10 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
 from layers.catalog import stone
-from profiles import figures, geometry, invariance
-from profiles import invariance_plot as plots
-from profiles.cells import Cell
-from profiles.invariance_plot import ABSENT, FAILED, NO, UNCLEAR, YES, figure, render, symbol
+from profiles.checks import geometry, invariance
+from profiles.checks.cells import Cell
+from profiles.pictures import figures
+from profiles.pictures import invariance_plot as plots
+from profiles.pictures.invariance_plot import ABSENT, FAILED, NO, UNCLEAR, YES, figure, render, symbol
 from stones_cli.status import Status
 
 

@@ -7,11 +7,11 @@ import torch
 from claims import cells, lying
 
 from layers.catalog import stone, stones
-from profiles.carriers import CARRIERS
-from profiles.chain import Chain
-from profiles.invariance import BROKEN, HOLDS, Conditions, check
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.chain import Chain
+from profiles.checks.invariance import BROKEN, HOLDS, Conditions, check
+from profiles.checks.transformations import DELTA, GROUPS
 from profiles.target import resolve
-from profiles.transformations import DELTA, GROUPS
 
 CLAIMING = [found for found in stones().values() if found.card.claims]
 COLUMNS = ("w-scale", "w-recenter", "w-vec-scale", "x-scale", "x-recenter", "case-scale",

@@ -15,7 +15,7 @@ from layers.conv.kn2row_aa import Kn2rowAaConv2d
 from layers.gemm_convolution import Geometry
 from layers.observe import observing
 from layers.tapwise import add_rows
-from profiles.workspace import workspace
+from profiles.counting.workspace import workspace
 
 FAMILY = [Kn2rowConv2d, Kn2colConv2d, Kn2rowAaConv2d, IndirectConv2d]
 

@@ -19,7 +19,7 @@ from layers.conv.normalized_conv import NormalizedConv2d
 from layers.convert import fold
 from layers.observe import observing
 from layers.windows import Recipe, normalized_convolution
-from profiles.saved import saving
+from profiles.counting.saved import saving
 
 GEOMETRIES = [
     {"kernel_size": k, "stride": s, "padding": p, "dilation": d, "groups": g}

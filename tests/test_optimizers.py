@@ -12,7 +12,7 @@ from stepping import STONES, Case, assert_equal, attempt, cases, gradient, named
 
 from layers.card import OptionError
 from layers.formula import evaluate
-from profiles.flops import Counting
+from profiles.counting.flops import Counting
 
 ids = [pytest.param(stone, id=stone.name) for stone in STONES]
 PULLS = ("omega", "weight_decay")  # options that move a parameter whatever its gradient

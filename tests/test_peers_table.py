@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from layers.card import OptionError
-from profiles import facts, inspecting
+from profiles import inspecting
+from profiles.counting import facts
+from profiles.counting.peer_tools import TOOLS
 from profiles.errors import Refusal
-from profiles.peer_tools import TOOLS
 from profiles.subject import Setup, subject
 from profiles.target import resolve
 from stones_cli.status import Status

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from layers import catalog
 from layers.convert import convert
 from layers.plugins import OFF
-from profiles import cells, identities, kinds, run_profiles
+from profiles import kinds, run_profiles
+from profiles.checks import cells, identities
 from profiles.schemas import schema
 from stones_cli.status import Status
 

@@ -14,8 +14,8 @@ from layers import catalog
 from layers.card import Card, Identity
 from layers.fitting import misfit
 from layers.stone import PluginError
-from profiles import identities
-from profiles.findings import about_plugins
+from profiles.checks import identities
+from profiles.speed.findings import about_plugins
 from stones_cli.handlers import checks
 from stones_cli.status import Status
 

@@ -19,8 +19,8 @@ from layers.pool.split_merge import SplitMerge, merge, split
 from layers.pool.spp import SpatialPyramidPooling
 from layers.pool.strip_pooling import StripPooling
 from layers.pooling import ConvNorm
-from profiles import facts
-from profiles.flops import Counting
+from profiles.counting import facts
+from profiles.counting.flops import Counting
 from profiles.subject import Setup, subject
 
 C = 12

@@ -10,11 +10,11 @@ from command_line import invoke, process
 from layers.card import OptionError
 from layers.catalog import UnknownStone, stones
 from layers.claims import Race
-from profiles import digits, race_profiles
-from profiles.entrants import entrant
 from profiles.errors import Refusal
-from profiles.problems import PROBLEMS
-from profiles.race import Outcome, race, run, stated
+from profiles.races import digits, race_profiles
+from profiles.races.entrants import entrant
+from profiles.races.problems import PROBLEMS
+from profiles.races.race import Outcome, race, run, stated
 
 ADAM = "torch.optim:Adam"
 
@@ -222,7 +222,7 @@ def test_a_wrong_name_is_refused_without_torch():
     found = process("race", "adamm", "--problem", "reddi", PYTHONPROFILEIMPORTTIME="1")
     assert found.returncode == 2
     modules = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines() if line.startswith("import time")}
-    assert "profiles.entrants" in modules
+    assert "profiles.races.entrants" in modules
     assert "torch" not in modules
 
 
@@ -240,7 +240,7 @@ def test_ctrl_c_keeps_those_that_came_to_their_end(monkeypatch):
 
 @pytest.mark.parametrize("patience", [0, 1])
 def test_an_interrupted_race_tells_what_it_has_and_says_so(monkeypatch, patience):
-    from profiles import race as races
+    from profiles.races import race as races
 
     calls, real = [], races.run
 

@@ -7,11 +7,11 @@ import pytest
 from command_line import invoke
 
 from layers.card import OptionError
-from profiles.entrants import entrant
 from profiles.errors import Refusal
-from profiles.problems import PROBLEMS
-from profiles.race import race
-from profiles.race_plot import render
+from profiles.pictures.race_plot import render
+from profiles.races.entrants import entrant
+from profiles.races.problems import PROBLEMS
+from profiles.races.race import race
 
 SGD = "torch.optim:SGD"
 

@@ -10,17 +10,17 @@ from command_line import invoke
 from ranked import VARIABLES
 
 from layers.catalog import stone
-from profiles import ranks as ranks_module
-from profiles.bench import Bench
-from profiles.cases import case
-from profiles.cautions import about_machine
-from profiles.clocks import CPU, HostClock, Job
-from profiles.communication import RankClock, check_graph, clock_over
 from profiles.errors import Refusal, Unavailable
-from profiles.jobs import jobs
-from profiles.ranks import Launch, Ranks, is_silent, joined, launch, placed
+from profiles.speed import ranks as ranks_module
+from profiles.speed.bench import Bench
+from profiles.speed.cases import case
+from profiles.speed.cautions import about_machine
+from profiles.speed.clocks import CPU, HostClock, Job
+from profiles.speed.communication import RankClock, check_graph, clock_over
+from profiles.speed.jobs import jobs
+from profiles.speed.ranks import Launch, Ranks, is_silent, joined, launch, placed
+from profiles.speed.timing import Comparison, Plan, Timing
 from profiles.subject import Setup, subject
-from profiles.timing import Comparison, Plan, Timing
 from stones_cli import main
 from stones_cli.status import Status
 

@@ -17,13 +17,15 @@ from html_page import Page, columns, flaws, rows
 from jsonschema import Draft202012Validator as Validator
 
 from layers import catalog
-from profiles import atomic, inspecting, invariance, report
+from profiles import atomic, inspecting
+from profiles.checks import invariance
+from profiles.checks.transformations import PROPERTIES
 from profiles.errors import Refusal
-from profiles.report import gather, read_bench
+from profiles.reports import report
+from profiles.reports.report import gather, read_bench
 from profiles.schemas import schema
 from profiles.schemas.measurements import BENCH
 from profiles.target import resolve
-from profiles.transformations import PROPERTIES
 from stones_cli.report.page import html, told
 from stones_cli.report.tables import text_of
 from stones_cli.status import Status
@@ -440,7 +442,7 @@ def places(value, path=()):
 
 
 def test_what_is_let_pass_is_as_the_schema_says(saved):
-    from profiles.conforming import violation
+    from profiles.reports.conforming import violation
 
     record = json.loads(saved.read_text())
     assert violation(record, BENCH) == ""

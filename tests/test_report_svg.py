@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 import pytest
 from probing import probed
 
-from profiles import picture
-from profiles.report_svg import Inlined, _path
+from profiles.pictures import picture
+from profiles.reports.report_svg import Inlined, _path
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="10pt" height="20.4pt"
  viewBox="0 0 10 20"><metadata>gone</metadata><!-- {comment} --><defs><style>*{{stroke: red}}</style></defs>

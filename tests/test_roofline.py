@@ -12,18 +12,18 @@ from command_line import environment, invoke, process
 from jsonschema import Draft202012Validator
 from machines import KNOWN
 
-from profiles import ceilings_kept, ceilings_measured, doctor, selftest
-from profiles.bench import Bench, bench
-from profiles.cases import case
-from profiles.ceilings import Ceilings, Rung, Work
-from profiles.ceilings_measured import where
 from profiles.loading import load
 from profiles.machine import Machine
-from profiles.roofline import Roofs, rated
 from profiles.schemas import schema
+from profiles.speed import ceilings_kept, ceilings_measured, doctor, selftest
+from profiles.speed.bench import Bench, bench
+from profiles.speed.cases import case
+from profiles.speed.ceilings import Ceilings, Rung, Work
+from profiles.speed.ceilings_measured import where
+from profiles.speed.roofline import Roofs, rated
+from profiles.speed.timing import Plan
 from profiles.subject import Setup, subject
 from profiles.target import resolve
-from profiles.timing import Plan
 from stones_cli.report import plain
 from stones_cli.report.bench import report
 from stones_cli.report.tables import binary

@@ -11,11 +11,14 @@ import pytest
 from command_line import ROOT, environment, invoke
 
 from layers import catalog
-from profiles import bench, facts, identities, run_profiles
-from profiles.cells import claiming
+from profiles import run_profiles
+from profiles.checks import identities
+from profiles.checks.cells import claiming
+from profiles.counting import facts
 from profiles.document import Place, ProfileError, read
 from profiles.run import run
 from profiles.run_profiles import SCHEMA, Check, Inspection, Timing, load, parse
+from profiles.speed import bench
 from stones_cli.report.github import SUMMARY, Annotation, command
 from stones_cli.status import Status
 
@@ -219,8 +222,8 @@ def test_a_card_that_is_contradicted_fails(profile, monkeypatch):
 def test_a_claim_or_an_identity_that_is_false_fails(profile, monkeypatch):
     real = identities.check
     monkeypatch.setattr(identities, "check", lambda stones: [identities.replace(real(stones)[0], verdict="failed")])
-    monkeypatch.setattr("profiles.cells.HOLDS", 1e9)
-    monkeypatch.setattr("profiles.invariance.HOLDS", 1e9)
+    monkeypatch.setattr("profiles.checks.cells.HOLDS", 1e9)
+    monkeypatch.setattr("profiles.checks.invariance.HOLDS", 1e9)
     document, result = record(profile("check-invariance: [{stone: ln, carriers: [linear]}]\ncheck-identities: [in]\n"))
     assert result.exit_code == Status.FAILED
     assert verdicts(document) == [("ln", "failed"), ("in", "failed")]

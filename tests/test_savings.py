@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from layers import catalog
-from profiles import facts
+from profiles.counting import facts
+from profiles.counting.savings import NOTHING, SMALL, _words, saves
 from profiles.errors import Refusal
-from profiles.savings import NOTHING, SMALL, _words, saves
 from profiles.shares import bound
 from profiles.subject import Setup, subject
 from stones_cli.app import app

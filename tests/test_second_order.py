@@ -14,7 +14,7 @@ from layers.pool.bilinear import BilinearPool
 from layers.pool.factorized_bilinear import FactorizedBilinear
 from layers.pool.mpn_cov import MPNCOV
 from layers.second_order import covariance, triangle
-from profiles.saved import saving
+from profiles.counting.saved import saving
 
 METHODS = ({"iters": 1}, {"iters": 5}, {"method": "eig"}, {"method": "eig", "alpha": 0.3, "norm": "l2"},
            {"method": "eig", "norm": "fro"})  # fmt: skip

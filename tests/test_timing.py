@@ -11,11 +11,11 @@ import random
 
 import pytest
 
-from profiles.cautions import Caution, about_machine
-from profiles.clocks import EventClock, HostClock, Job, clock_for
 from profiles.errors import Refusal
-from profiles.intervals import Interval, Verdict, bootstrap, judge
-from profiles.timing import FIRST_LOOK, LEAST_ROUNDS, Comparison, Plan, Timing
+from profiles.speed.cautions import Caution, about_machine
+from profiles.speed.clocks import EventClock, HostClock, Job, clock_for
+from profiles.speed.intervals import Interval, Verdict, bootstrap, judge
+from profiles.speed.timing import FIRST_LOOK, LEAST_ROUNDS, Comparison, Plan, Timing
 
 
 class Time:

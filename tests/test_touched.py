@@ -6,7 +6,7 @@ import pytest
 from command_line import invoke
 
 from layers import catalog
-from profiles import touched
+from profiles.counting import touched
 from profiles.errors import Refusal
 from profiles.subject import Setup, subject
 from profiles.target import Foreign, resolve

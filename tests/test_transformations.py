@@ -7,10 +7,10 @@ import torch
 
 from layers import card as vocabulary
 from layers.catalog import stone
-from profiles.carriers import BATCH, CARRIERS, CHANNELS, Carrier
-from profiles.difference import difference
-from profiles.invariance import BROKEN, HOLDS
-from profiles.transformations import GHOST, GROUPS, PROPERTIES, STRETCH, Draw
+from profiles.checks.carriers import BATCH, CARRIERS, CHANNELS, Carrier
+from profiles.checks.difference import difference
+from profiles.checks.invariance import BROKEN, HOLDS
+from profiles.checks.transformations import GHOST, GROUPS, PROPERTIES, STRETCH, Draw
 
 
 def deviation(layer, carrier, *columns, bias=False, change=lambda scene: scene):

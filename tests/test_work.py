@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from profiles.cases import case
-from profiles.ceilings import Work
-from profiles.roofline import work_of
+from profiles.speed.cases import case
+from profiles.speed.ceilings import Work
+from profiles.speed.roofline import work_of
 from profiles.subject import Setup, subject
 from profiles.target import resolve
 

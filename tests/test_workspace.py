@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from layers import catalog
-from profiles.facts import inspect
+from profiles.counting.facts import inspect
+from profiles.counting.workspace import workspace
 from profiles.subject import Setup, subject
-from profiles.workspace import workspace
 
 KIB = torch.ones(256)  # 1024 bytes
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from profiles.carriers import CARRIERS
-from profiles.gradients import GRADIENT_PROPERTIES
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.gradients import GRADIENT_PROPERTIES
+from profiles.checks.transformations import PROPERTIES
 from profiles.schemas.vocabulary import (
     BOOLEAN,
     COUNT,
@@ -20,7 +21,6 @@ from profiles.schemas.vocabulary import (
     record,
     word,
 )
-from profiles.transformations import PROPERTIES
 
 _INDEX = about(array(INTEGER), "of an element of the output, or of a row or step")
 

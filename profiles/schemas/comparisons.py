@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from profiles.findings import Grade
 from profiles.schemas.inspections import INSPECT
 from profiles.schemas.measurements import CEILINGS, ENVIRONMENT
 from profiles.schemas.vocabulary import (
@@ -22,6 +21,7 @@ from profiles.schemas.vocabulary import (
     record,
     word,
 )
+from profiles.speed.findings import Grade
 
 _ANYTHING = about({}, "the value in the result, of any type")
 _OF_TECHNIQUES = {

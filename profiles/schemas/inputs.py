@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping
 from layers import catalog
 from profiles import loading
 from profiles.allocator import ALLOCATORS
-from profiles.carriers import CARRIERS
-from profiles.cases import DIRECTIONS
-from profiles.clocks import CLOCKS
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.gradients import GRADIENT_PROPERTIES
+from profiles.checks.transformations import PROPERTIES
 from profiles.document import built_in
 from profiles.fields import CLASS_OF_TORCH, DEVICES, MODES
-from profiles.gradients import GRADIENT_PROPERTIES
 from profiles.run_profiles import ALL
 from profiles.schemas.vocabulary import (
     BOOLEAN,
@@ -30,9 +29,10 @@ from profiles.schemas.vocabulary import (
     embedded,
     word,
 )
+from profiles.speed.cases import DIRECTIONS
+from profiles.speed.clocks import CLOCKS
 from profiles.subject import DTYPES, MEMORY_FORMATS, MOST_TENSORS
 from profiles.threads import MOST_THREADS
-from profiles.transformations import PROPERTIES
 
 _STONE = about(any_of(word(*catalog.built_in()), STRING), "a name from `stones list`; case and _ for - are forgiven")
 _CLASS = {"type": "string", "pattern": f"^{CLASS_OF_TORCH.pattern}$"}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from profiles.cases import DIRECTIONS
-from profiles.ceilings import BOUNDS, PRODUCTS, WHERE
-from profiles.path_steps import KINDS
+from profiles.pictures.path_steps import KINDS
 from profiles.run import VERDICTS
 from profiles.run_profiles import CHECKS
 from profiles.schemas.inspections import AUGMENTATION, INSPECT, TRANSFORM
@@ -29,6 +27,8 @@ from profiles.schemas.vocabulary import (
     record,
     word,
 )
+from profiles.speed.cases import DIRECTIONS
+from profiles.speed.ceilings import BOUNDS, PRODUCTS, WHERE
 
 INTERVAL = about(array(NUMBER, minItems=2, maxItems=2), "95 % confidence interval")
 _VERDICT = nullable(STRING)

@@ -10,7 +10,7 @@ import typer
 
 from profiles import expect as expectations
 from profiles.errors import Refusal
-from profiles.ranks import Launch, joined, launch, placed
+from profiles.speed.ranks import Launch, joined, launch, placed
 from profiles.subject import Setup, default_shape
 from stones_cli import bench_options as options
 from stones_cli import common, parse, pictures
@@ -24,10 +24,10 @@ from stones_cli.status import Status
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from profiles.bench import Bench, Progress
-    from profiles.cases import Gate
+    from profiles.speed.bench import Bench, Progress
+    from profiles.speed.cases import Gate
+    from profiles.speed.variants import Variant
     from profiles.target import Target
-    from profiles.variants import Variant
 
 _OF_PROFILES = (
     "shape", "dtypes", "device", "memory_formats", "train", "seed", "vs", "forward", "backward", "both", "max_ratio",
@@ -85,7 +85,7 @@ def bench(
         settings = {"vs": vs or None, "gates": _gates(vs, max_ratio), "compile": compile_, "graph": cuda_graph}
 
         def every(target: Target) -> list[Variant]:
-            from profiles.variants import variants
+            from profiles.speed.variants import variants
 
             setup = Setup(_shape(target, sizes), dtypes[0], device, memory_formats[0], train, seed, tensors)
             return variants(target, setup, dtypes, memory_formats, sweep)
@@ -98,7 +98,7 @@ def bench(
     record = _run(what, found)
     outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
 
-    from profiles.bench_plot import render
+    from profiles.pictures.bench_plot import render
     from stones_cli.report.bench import report
 
     try:
@@ -114,7 +114,7 @@ def _directions(forward: bool, backward: bool, both: bool) -> dict[str, bool]:
 
 def _gates(vs: Sequence[str] | None, max_ratio: float | None) -> list[Gate]:
     """Return a gate for each reference when there is a bar."""
-    from profiles.cases import Gate
+    from profiles.speed.cases import Gate
 
     return [] if max_ratio is None else [Gate(name, max_ratio) for name in vs or ["peer"]]
 
@@ -127,10 +127,10 @@ def _chosen(
     settings: Mapping[str, Any],
 ) -> Bench:
     """Return a case for each technique, those named or those of a kind, each variant and each direction."""
-    from profiles.bench import Bench
-    from profiles.cases import Case
     from profiles.kinds import bench_of
-    from profiles.variants import case_of
+    from profiles.speed.bench import Bench
+    from profiles.speed.cases import Case
+    from profiles.speed.variants import case_of
 
     if kind is not None:
         return bench_of(kind, given(context), variants, directions, **settings)
@@ -161,7 +161,7 @@ def _profiled(name: str, targets: Sequence[Target]) -> Bench:
 
 
 def _planned(what: Bench, rounds: int | None, budget: float | None, threads: Sequence[int] | None) -> Bench:
-    from profiles.variants import over_threads
+    from profiles.speed.variants import over_threads
 
     plan = replace(what.plan, rounds=rounds or what.plan.rounds, seconds=budget or what.plan.seconds)
     return replace(what, plan=plan, cases=over_threads(what.cases, threads) if threads else what.cases)
@@ -171,8 +171,8 @@ def _run(what: Bench, found: Launch | None) -> dict[str, Any]:
     """Measure under a progress bar, on all ranks that are ``found``; an early Ctrl-C leaves a record without cases."""
     from dataclasses import asdict
 
-    from profiles import bench as timing
     from profiles.environment import environment
+    from profiles.speed import bench as timing
 
     try:
         import_torch()
@@ -204,7 +204,7 @@ def _status(
     record: dict[str, Any], failed: Sequence[str], fail_inconclusive: bool, where: common.Destination
 ) -> Status:
     """Say what failed, one line each, and return the status."""
-    from profiles.bench_record import judgements
+    from profiles.speed.bench_record import judgements
 
     told = [each for case in record["cases"] for each in judgements(case)]
     told += [("failed", sentence) for sentence in failed]

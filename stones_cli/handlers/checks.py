@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from layers.catalog import Stone
-from profiles.carriers import CARRIERS
-from profiles.cells import claiming, failures
+from profiles.checks.carriers import CARRIERS
+from profiles.checks.cells import claiming, failures
+from profiles.checks.gradients import GRADIENT_PROPERTIES
+from profiles.checks.transformations import PROPERTIES
 from profiles.errors import Refusal
-from profiles.gradients import GRADIENT_PROPERTIES
-from profiles.transformations import PROPERTIES
 from stones_cli import common, pictures
 from stones_cli.commands import given, named
 from stones_cli.failures import tell_of_broken
@@ -24,7 +24,7 @@ from stones_cli.status import Status
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from profiles.cells import Cell
+    from profiles.checks.cells import Cell
     from profiles.target import Target
 
 Row = TypeVar("Row", bound="Cell")
@@ -88,7 +88,8 @@ def check_invariance(
     pictures.check(plot)
     import_torch()
 
-    from profiles import invariance, invariance_plot
+    from profiles.checks import invariance
+    from profiles.pictures import invariance_plot
 
     if published:
         rows = invariance.published()
@@ -130,7 +131,8 @@ def check_gradients(
     pictures.check(plot)
     import_torch()
 
-    from profiles import geometry, invariance_plot
+    from profiles.checks import geometry
+    from profiles.pictures import invariance_plot
 
     cells = len(property_ or GRADIENT_PROPERTIES) * len(carrier or CARRIERS)
     rows = _rows(context, geometry.check, cells, properties=property_ or None, carriers=carrier or None)
@@ -147,7 +149,7 @@ def _rows(
     context: typer.Context, check: Callable[..., list[Row]], cells: int, **chosen: Sequence[str] | None
 ) -> list[Row]:
     """Return what ``check`` finds for the techniques named, or for all, ``cells`` for each line of the table."""
-    from profiles.chain import Conditions
+    from profiles.checks.chain import Conditions
 
     targets: Iterable[Target] = named(context) or claiming()
     if not named(context):
@@ -180,7 +182,7 @@ def check_identities(
     Both sides run in float64 with the same parameters and statistics; outputs and input gradients are compared.
     Without techniques: every identity on every card.
     """
-    from profiles import identities
+    from profiles.checks import identities
 
     where = common.destination(format_, json, output)
     stones = [identities.stated(target) for target in named(context)] or identities.stating()

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from profiles import results
-from profiles.entrants import Part, read_part
 from profiles.errors import Refusal
 from profiles.inspecting import contradictions, usual_shape
+from profiles.races.entrants import Part, read_part
 from profiles.subject import Setup, Subject, subject
 from profiles.target import Target
 from stones_cli import common
@@ -97,7 +97,7 @@ def diff(
         return _of_results((names[0], names[1]), gate, anyway, (all_, where, expect))
     if unfit := was_given(context, _OF_RESULTS):
         raise Refusal(f"{unfit} is for two saved results; {names[0]} and {names[1]} are techniques")
-    from profiles.diff import check_comparable
+    from profiles.checks.diff import check_comparable
 
     check_comparable(*named(context))
     sizes = shape.sizes if was_given(context, ("shape",)) else _usual_shape(named(context))
@@ -106,7 +106,7 @@ def diff(
 
 
 def _of_results(names: tuple[str, str], gate: bool, anyway: bool, shown: Any) -> Status:
-    from profiles import changes
+    from profiles.checks import changes
     from stones_cli.report.diff import differences
 
     old, new = (results.read(name) for name in names)
@@ -138,7 +138,7 @@ def _of_techniques(subjects: tuple[Subject, Subject], names: tuple[str, str], me
     for what in subjects:
         if what.card is None and not measure:
             raise Refusal(f"--no-measure shows what a card says; {what.name} is a class and has none")
-    from profiles.diff import techniques
+    from profiles.checks.diff import techniques
 
     if measure:
         import_torch()

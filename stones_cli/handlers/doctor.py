@@ -12,7 +12,7 @@ from stones_cli.report.emit import deliver
 from stones_cli.status import Status
 
 if TYPE_CHECKING:
-    from profiles.doctor import Record
+    from profiles.speed.doctor import Record
 
 LOOK = "Examination"
 Budget = Annotated[
@@ -56,7 +56,7 @@ def doctor(
 def _run(budget: float | None) -> Record:
     """Examine under a progress bar."""
     import_torch()
-    from profiles import doctor as examining
+    from profiles.speed import doctor as examining
 
     with Bar() as bar:
         return examining.doctor(budget or examining.SECONDS, bar.show)

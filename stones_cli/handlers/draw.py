@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profiles.errors import Refusal
-from profiles.figures import DPI
+from profiles.pictures.figures import DPI
 from profiles.subject import Subject
 from profiles.target import Target
 from stones_cli import common, parse, pictures
@@ -24,7 +24,7 @@ from stones_cli.report.tables import Prose, Report
 from stones_cli.status import Status
 
 if TYPE_CHECKING:
-    from profiles.photo import Photo
+    from profiles.pictures.photo import Photo
 
 
 def _image_file(text: str | Path) -> Path:
@@ -117,8 +117,8 @@ def draw(
         raise Refusal("give -o file.svg or -o file.png for the picture, or --json for its data alone")
     if dpi is not None and (output is None or output.suffix.lower() != ".png"):
         raise Refusal(f"--dpi {dpi} is for a PNG, -o file.png")
-    from profiles import picture
-    from profiles.probe import data_path, drawing
+    from profiles.pictures import picture
+    from profiles.pictures.probe import data_path, drawing
 
     target, options = named(context)[0], given(context)
     photo = _photo(target, image, shape) if image is not None else None
@@ -137,7 +137,7 @@ def draw(
 
 def _photo(target: Target, image: Path, shape: parse.Shape | None) -> Photo:
     """Read the picture in a file, where one is wanted."""
-    from profiles.probe import picture_of
+    from profiles.pictures.probe import picture_of
 
     if picture_of(target) != "sheet":
         raise Refusal(
@@ -145,14 +145,14 @@ def _photo(target: Target, image: Path, shape: parse.Shape | None) -> Photo:
         )
     if shape is not None:
         raise Refusal(f"--input {shape} is the size of the built-in picture, not of IMAGE {str(image)!r}: give one")
-    from profiles import photo
+    from profiles.pictures import photo
 
     return photo.read(image)
 
 
 def _probed(chosen: Subject, photo: Photo | None, *, policy: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the record, found under a progress bar, and the pictures of a contact sheet by their digests."""
-    from profiles.probe import picture_of, probe, sheet
+    from profiles.pictures.probe import picture_of, probe, sheet
 
     if picture_of(chosen.target) == "sheet":
         return sheet(chosen, photo, policy=policy)

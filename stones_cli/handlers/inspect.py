@@ -163,7 +163,7 @@ def _transforms(chosen: Subject) -> bool:
 
 
 def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, measure: bool) -> None:
-    from profiles.touched import OF_THE_MODEL, is_for_weights
+    from profiles.counting.touched import OF_THE_MODEL, is_for_weights
     from profiles.transforms import takes_batch
 
     unfit = was_given(context, _OF_LAYERS)
@@ -191,7 +191,7 @@ def _refuse_unfit(chosen: Subject, context: typer.Context, model: str | None, me
 
 def _share(chosen: Subject, given: float | None, measure: bool) -> float | None:
     """Return the share of the training time that is given for a rule for the backward, or the usual one."""
-    from profiles import savings
+    from profiles.counting import savings
 
     if given is not None:
         check_share(given)
@@ -204,7 +204,7 @@ def _share(chosen: Subject, given: float | None, measure: bool) -> float | None:
 
 def _record(chosen: Subject, model: str | None, measure: bool, fvcore: bool, **more: Any) -> dict[str, Any]:
     if model is not None and not _transforms(chosen):
-        from profiles import touched
+        from profiles.counting import touched
 
         return touched.inspect(chosen, resolve(model))
     target = None if model is None else resolve(model)

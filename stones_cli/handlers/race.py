@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from profiles.entrants import entrant
 from profiles.errors import Refusal
-from profiles.problems import DIGITS, NAMES, PROBLEMS
+from profiles.races.entrants import entrant
+from profiles.races.problems import DIGITS, NAMES, PROBLEMS
 from stones_cli import common, parse, pictures
 from stones_cli.commands import was_given
 from stones_cli.handlers import import_torch, judged
@@ -88,8 +88,8 @@ def race(
         raise Refusal(f"{given} is for --problem {DIGITS}; {problem} draws no random numbers")
     made = [entrant(text) for text in entrants]
     pictures.check(plot)
-    from profiles import digits
-    from profiles import race as races
+    from profiles.races import digits
+    from profiles.races import race as races
 
     if problem == DIGITS:
         training = digits.Training(steps or digits.Training.epochs, batch, repeats, seed)
@@ -102,8 +102,8 @@ def race(
 def _profiled(context: typer.Context, name: str, plot: Path | None, where: Any, expect: Any) -> Status:
     if given := was_given(context, ("entrants", "problem", "steps", *_OF_DIGITS)):
         raise Refusal(f"{given} is for entrants named here; a profile says it itself")
-    from profiles import digits
-    from profiles.race_profiles import load
+    from profiles.races import digits
+    from profiles.races.race_profiles import load
 
     made, training = load(name)
     pictures.check(plot)
@@ -114,7 +114,7 @@ def _stated(context: typer.Context, names: Sequence[str], where: Any, expect: An
     if given := was_given(context, ("steps", "plot", *_OF_DIGITS)):
         raise Refusal(f"{given} needs --problem, one of {', '.join(NAMES)}")
     from layers.catalog import stone
-    from profiles.race import stated
+    from profiles.races.race import stated
 
     chosen = [stone(name).name for name in names]
     outcomes = _run(lambda note: stated(chosen, note))
@@ -140,7 +140,7 @@ def _run(work: Any) -> Any:
 
 
 def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) -> Status:
-    from profiles.race_plot import render
+    from profiles.pictures.race_plot import render
     from stones_cli.report.race import trajectories
 
     pictures.write(plot, lambda form: render(record, form))

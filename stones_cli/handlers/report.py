@@ -22,7 +22,7 @@ from stones_cli.status import Status
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from profiles.report import Benched, Findings
+    from profiles.reports.report import Benched, Findings
     from profiles.target import Target
 
 CONTENT = "Content"
@@ -132,7 +132,7 @@ def _checked(
     context: typer.Context, targets: Sequence[Target], shape: tuple[int, ...] | None, seed: int, benches: Sequence[str]
 ) -> list[Benched]:
     """Refuse what is wrong with the options of the techniques named, and read the benches; without torch."""
-    from profiles.report import read_bench, subject_of
+    from profiles.reports.report import read_bench, subject_of
     from stones_cli.report.page import check_bench
 
     for target in targets if named(context) else ():
@@ -145,8 +145,8 @@ def _checked(
 
 
 def _check_libraries(drawn: bool) -> None:
-    from profiles.figures import check_matplotlib
-    from profiles.report_page import check_jinja
+    from profiles.pictures.figures import check_matplotlib
+    from profiles.reports.report_page import check_jinja
 
     check_jinja()
     if drawn:
@@ -161,7 +161,7 @@ def _gathered(
     pictures: bool,
     benches: Sequence[Benched],
 ) -> Findings:
-    from profiles.report import gather
+    from profiles.reports.report import gather
 
     import_torch()
     with Bar() as bar:

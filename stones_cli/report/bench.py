@@ -32,7 +32,7 @@ _RATES = "of_roofline", "gb_per_s", "gflop_per_s"
 
 
 def report(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
-    """Return the report of one record of `profiles.bench.bench` and of the expectations about it."""
+    """Return the report of one record of `profiles.speed.bench.bench` and of the expectations about it."""
     document = {**record, "expectations": judged(outcomes)}
     parts = (*_parts(record), *expected(outcomes))
     return Report(document, parts, items="cases", data=_everything(record))
@@ -77,7 +77,7 @@ def _times(title: str, cases: Sequence[Record]) -> Table:
 
 def _sweeps(record: Record) -> Iterator[Table]:
     """Return how the time of each technique and reference grows along the sweep, a table for each direction."""
-    from profiles.variants import growth
+    from profiles.speed.variants import growth
 
     axis, rows = record["sweep"]["axis"], growth(record)
     columns = ("candidate", axis, "ms", "× copy", f"growth with {axis}")

@@ -23,7 +23,7 @@ _SECTIONS = {
 
 
 def beside(record: Record, *, everything: bool) -> Report:
-    """Return the report of one record of `profiles.diff.techniques`: the rows that differ, or ``everything``."""
+    """Return the report of one record of `profiles.checks.diff.techniques`: the rows that differ, or ``everything``."""
     rows = [row for row in record["rows"] if everything or not row["same"]]
     columns = ("section", "name", *_headings(record), "ratio")
     flat = table("", columns, ((row["section"], row["name"], *_sides(row), row["ratio"]) for row in rows))
@@ -65,7 +65,7 @@ def _remarks(record: Record, shown: int) -> Iterator[str]:
 
 
 def differences(record: Record, *, everything: bool) -> Report:
-    """Return the report of one record of `profiles.changes.results`."""
+    """Return the report of one record of `profiles.checks.changes.results`."""
     return Report(record, tuple(_differences(record, everything)), items="changes", data=_changes(record["changes"]))
 
 

@@ -11,7 +11,7 @@ Record = Mapping[str, Any]
 
 
 def examination(record: Record) -> Report:
-    """Return the report of one record of `profiles.doctor.doctor`."""
+    """Return the report of one record of `profiles.speed.doctor.doctor`."""
     everything = _table(record, "name", "what", "found", "verdict", "advice")
     return Report(record, tuple(_parts(record)), items="findings", data=everything)
 

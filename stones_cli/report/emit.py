@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from profiles import atomic
 from profiles.expect import Expectation, judge
-from profiles.ranks import is_silent
+from profiles.speed.ranks import is_silent
 from stones_cli.common import Destination
 from stones_cli.failures import complain
 from stones_cli.report import github, plain, strict

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from profiles.gradients import GRADIENT_PROPERTIES, GradientProperty
+from profiles.checks.gradients import GRADIENT_PROPERTIES, GradientProperty
 from stones_cli.report.invariance import claims
 from stones_cli.report.tables import Report, table
 
 if TYPE_CHECKING:
-    from profiles.geometry import Row
+    from profiles.checks.geometry import Row
 
 LEGEND = (
     "yes: it holds, no: it does not, with how far it is from it (see --list); both as the claimed invariances imply. "

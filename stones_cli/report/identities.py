@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stones_cli.report.tables import Report, table
 
 if TYPE_CHECKING:
-    from profiles.identities import Row
+    from profiles.checks.identities import Row
 
 
 def equations(rows: Sequence[Row]) -> Report:

@@ -19,7 +19,7 @@ CALLS = {"projection": "per call", "initializer": "per call", "optimizer": "per 
 
 
 def inspection(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
-    """Return the report of one record of `profiles.facts.inspect` and of the expectations about it."""
+    """Return the report of one record of `profiles.counting.facts.inspect` and of the expectations about it."""
     return Report({**record, "expectations": judged(outcomes)}, (*_parts(record), *expected(outcomes)))
 
 

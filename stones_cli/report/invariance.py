@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 from stones_cli.report.tables import Cell, Prose, Report, Table, table
 
 if TYPE_CHECKING:
-    from profiles.cells import Cell as Claimed
-    from profiles.invariance import Row
-    from profiles.transformations import Property
+    from profiles.checks.cells import Cell as Claimed
+    from profiles.checks.invariance import Row
+    from profiles.checks.transformations import Property
 
 Line = TypeVar("Line", bound="Claimed")
 Label = tuple[str, str, str]  # technique, conditions, carrier

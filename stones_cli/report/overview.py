@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from profiles.report import Entry
+from profiles.reports.report import Entry
 from profiles.target import card_of
 from stones_cli.report.tables import Cell, value_text
 

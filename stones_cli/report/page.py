@@ -1,4 +1,4 @@
-"""`stones report`: what `profiles.report` gathered, as the content of a page; and the few lines said on the terminal.
+"""`stones report`: what `profiles.reports.report` gathered as the content of a page, and the few lines on the terminal.
 
 The tables are those of the other commands.
 """
@@ -13,12 +13,12 @@ from typing import Any
 
 import stones_cli
 from layers.catalog import Stone
-from profiles.gradients import GRADIENT_PROPERTIES
-from profiles.report import SCHEMA, Benched, Entry, Findings, inconsistent
-from profiles.report_page import Block, Cell, Grid, Page, Section, render
-from profiles.report_svg import Inlined
+from profiles.checks.gradients import GRADIENT_PROPERTIES
+from profiles.checks.transformations import PROPERTIES
+from profiles.reports.report import SCHEMA, Benched, Entry, Findings, inconsistent
+from profiles.reports.report_page import Block, Cell, Grid, Page, Section, render
+from profiles.reports.report_svg import Inlined
 from profiles.target import card_of
-from profiles.transformations import PROPERTIES
 from stones_cli.report import bench, cards, geometry, identities, inspection, invariance
 from stones_cli.report.augmentation import augmentation
 from stones_cli.report.overview import COLUMNS, row

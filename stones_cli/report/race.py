@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from stones_cli.report.tables import Cell, Prose, Report, Table, table, value_text
 
 if TYPE_CHECKING:
-    from profiles.race import Outcome
+    from profiles.races.race import Outcome
 
 Record = Mapping[str, Any]
 MOST_ROWS = 12
 
 
 def trajectories(record: Record) -> Report:
-    """Return the report of one record of `profiles.race.race` or `profiles.digits.race`."""
+    """Return the report of one record of `profiles.races.race.race` or `profiles.races.digits.race`."""
     return Report(record, tuple(_parts(record)), items="entrants")
 
 

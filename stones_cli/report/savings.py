@@ -9,7 +9,7 @@ from stones_cli.report.tables import Cell, Prose, Table, table
 
 
 def savings(found: Mapping[str, Any]) -> Iterator[Table | Prose]:
-    """Yield the table of `profiles.savings`, and what must be said of it."""
+    """Yield the table of `profiles.counting.savings`, and what must be said of it."""
     time = found["measured"]
     rows: list[tuple[Cell, ...]] = [(f"{found['peer']}, dense", found["flops"]["dense"], 1, "", 1)]
     for name in ("definition", "executed"):

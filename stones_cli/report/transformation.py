@@ -61,7 +61,7 @@ def _row(tensor: Record) -> tuple[Any, ...]:
 
 
 def touched(record: Record, outcomes: Sequence[Outcome] = ()) -> Report:
-    """Return the report of one record of `profiles.touched.inspect` and of the expectations about it.
+    """Return the report of one record of `profiles.counting.touched.inspect` and of the expectations about it.
 
     CSV has every column; so has a terminal that is wide enough.
     """

@@ -1,0 +1,1 @@
+"""Whether what a card claims holds: invariances, identities, gradients; and what differs between two."""

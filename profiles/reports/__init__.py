@@ -1,0 +1,1 @@
+"""All techniques as one self-contained page."""
