@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from layers import catalog
 from profiles.errors import Refusal
-from profiles.schemas import cards, checks, comparisons, inputs, inspections, measurements
+from profiles.schemas import cards, checks, comparisons, drawings, inputs, inspections, measurements, models
 from profiles.schemas.vocabulary import Schema
 
-_PARTS = (cards, inspections, checks, measurements, comparisons, inputs)
+_PARTS = (cards, inspections, models, checks, measurements, drawings, comparisons, inputs)
 SCHEMAS: dict[str, Schema] = {found["title"]: found for part in _PARTS for found in part.DOCUMENTS}
 
 

@@ -28,9 +28,8 @@ from profiles.schemas.vocabulary import (
 from profiles.subject import DTYPES, MEMORY_FORMATS
 
 _COUNTED = nullable(COUNT)
-_NAMED = {"name": STRING, "title": STRING, "kind": word(*KINDS, "class"), "role": word(*ROLES), "options": OPTIONS}
-_TECHNIQUE = record(_NAMED)
-_TRANSFORM = record({name: of for name, of in _NAMED.items() if name != "role"})
+NAMED = {"name": STRING, "title": STRING, "kind": word(*KINDS, "class"), "role": word(*ROLES), "options": OPTIONS}
+TECHNIQUE = record(NAMED)
 _OUTPUT = nullable(record({"shape": SHAPE, "dtype": STRING, "bytes": COUNT}))
 _COMPARED = any_of(SHAPES, {"type": ["string", "boolean", "integer", "null"]})
 _CHECKS = about(
@@ -180,7 +179,7 @@ INSPECT = document(
     "inspect",
     "What `stones inspect` prints of a layer, or of what works on one weight: the card beside what was measured.",
     {
-        "technique": record({**_NAMED, "mode": MODE}),
+        "technique": record({**NAMED, "mode": MODE}),
         "input": record(
             {
                 "shape": SHAPE,
@@ -228,83 +227,11 @@ INSPECT = document(
     },
     EXPECTED,
 )
-TRANSFORM = document(
-    "transform",
-    "What `stones inspect` prints of a technique that transforms a model: what becomes of each parameter.",
-    {
-        "technique": _TRANSFORM,
-        "batch": SHAPES,
-        "model": record({"name": STRING, "modules": COUNT}),
-        "params": record(
-            {
-                **dict.fromkeys(("total", "trainable", "trainable_before", "set", "penalized"), COUNT),
-                "tensors": array(
-                    record(
-                        {
-                            "name": STRING,
-                            "module": STRING,
-                            "shape": SHAPE,
-                            "elements": COUNT,
-                            **dict.fromkeys(("trainable", "trainable_before", "set", "penalized"), BOOLEAN),
-                        }
-                    )
-                ),
-            }
-        ),
-        "penalty": nullable(NUMBER),
-        "buffers_changed": COUNT,
-        "ok": BOOLEAN,
-        **EXPECTED,
-    },
-    EXPECTED,
-)
-TOUCHED = document(
-    "touched",
-    "What `stones inspect --model` prints of a technique on weights: which parameters of the model it is for.",
-    {
-        "technique": _TECHNIQUE,
-        "model": record({"name": STRING, "modules": COUNT}),
-        "params": record(
-            {
-                "total": COUNT,
-                "tensors": array(
-                    record(
-                        {
-                            "name": STRING,
-                            "module": STRING,
-                            "shape": SHAPE,
-                            "elements": COUNT,
-                            "kind": STRING,
-                            "matrix": about(SHAPES, "groups, outputs, weights of one output"),
-                            "touched": BOOLEAN,
-                            "reason": STRING,
-                            "state": array(record({"name": STRING, "shape": SHAPE, "bytes": COUNT})),
-                            "state_bytes": COUNT,
-                            "flops": _COUNTED,
-                        }
-                    )
-                ),
-            }
-        ),
-        "touched": record(
-            {
-                "parameters": COUNT,
-                "elements": COUNT,
-                "share": nullable(NUMBER),
-                "state_bytes": COUNT,
-                "flops": _COUNTED,
-            }
-        ),
-        "ok": BOOLEAN,
-        **EXPECTED,
-    },
-    EXPECTED,
-)
 AUGMENTATION = document(
     "augmentation",
     "What `stones inspect` prints of an augmentation: its policy, what was drawn, whether Pillow agrees.",
     {
-        "technique": _TECHNIQUE,
+        "technique": TECHNIQUE,
         "input": record({"shape": SHAPE, "dtype": STRING, "device": STRING, "bytes": COUNT}),
         "output": _OUTPUT,
         "policy": array(
@@ -327,4 +254,4 @@ AUGMENTATION = document(
     },
     EXPECTED,
 )
-DOCUMENTS: tuple[Schema, ...] = (INSPECT, TRANSFORM, TOUCHED, AUGMENTATION)
+DOCUMENTS: tuple[Schema, ...] = (INSPECT, AUGMENTATION)
