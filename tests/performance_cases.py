@@ -31,21 +31,35 @@ OTHERWISE = {
 }
 # What gives the same outputs: torch's, or what one would write with torch.
 SAME = {
+    "actnorm": "otherwise_norms:ActNorm",
+    "adanorm": "otherwise_norms:AdaNorm",
+    "batch-renorm": "otherwise_norms:BatchRenorm",
+    "bcn": "otherwise_norms:BCN",
     "bilinear": "otherwise:Bilinear",
+    "bn-gn": "otherwise_norms:BNGN",
+    "cen-conv": "otherwise_norms:CenConv",
     "drconv": "otherwise:DRConv",
+    "ghost-bn": "otherwise_norms:GhostBN",
     "hdc": "otherwise:HDC",
     "icnr": "otherwise:icnr_",
+    "iew": "torch.nn:BatchNorm2d",
+    "mean-only-bn": "otherwise_norms:MeanOnlyBN",
     "mixed-pooling": "otherwise:MixedPooling",
     "mpn-cov": "otherwise:MPNCOV",
     "normalized-conv": "otherwise:NormalizedConv",
     "omd": "otherwise:omd",
     "orthogonal": "torch.nn.init:orthogonal_",
+    "pixel-norm": "otherwise_norms:PixelNorm",
+    "pono": "otherwise_norms:PONO",
     "ppm": "otherwise:PPM",
+    "scaled-ws": "otherwise_norms:ScaledWS",
     "shifted-l2": "otherwise:shifted_l2",
     "split-merge": "otherwise:SplitMerge",
     "spp": "otherwise:SPP",
     "strip-pooling": "otherwise:StripPooling",
     "svb": "otherwise:svb",
+    "weight-norm": "otherwise_norms:WeightNorm",
+    "weight-standardization": "otherwise_norms:WeightStandardization",
 }
 
 
@@ -105,7 +119,7 @@ def cases(stone):
 def beside(stone, what):
     """What a stone stands beside: its peer, or what one would train in its place; and what gives the same outputs."""
     usual = "peer" if peer_of(what) else OTHERWISE.get(stone.name) or OTHERWISE.get(stone.kind)
-    return [name for name in (usual, SAME.get(stone.name)) if name]
+    return [name for name in dict.fromkeys((usual, SAME.get(stone.name))) if name]
 
 
 def is_same(stone, name):
