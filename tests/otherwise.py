@@ -1,7 +1,7 @@
 """What one would write with torch where it has no layer of the kind: the same outputs, the way papers' codes do it.
 
-Each takes the options of its stone that it knows, and has parameters of the same names. `tests/performance.py` puts
-them beside the stones, `test_otherwise.py` compares their outputs.
+Each has the options that its stone is measured with there, and parameters of the same names. `performance.py` puts them
+beside the stones, `test_otherwise.py` compares outputs and gradients.
 """
 
 from __future__ import annotations
@@ -136,27 +136,24 @@ class HDC(nn.Module):
 class NormalizedConv(nn.Module):
     """The windows as a matrix of nine times the data, standardized."""
 
-    def __init__(self, channels: int, padding: int = 0):
+    def __init__(self, channels: int):
         super().__init__()
-        self.padding = padding
         self.weight = nn.Parameter(torch.randn(channels, channels, 3, 3))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x):
-        size = [n + 2 * self.padding - 2 for n in x.shape[2:]]
-        rows = F.unfold(x, 3, padding=self.padding).transpose(1, 2)
+        rows = F.unfold(x, 3, padding=1).transpose(1, 2)
         var, mean = torch.var_mean(rows, 2, correction=0, keepdim=True)
         y = F.linear((rows - mean) / (var + 1e-5).sqrt(), self.weight.flatten(1), self.bias)
-        return y.transpose(1, 2).unflatten(2, size)
+        return y.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class DRConv(nn.Module):
     """All regions' outputs everywhere, then one of them by a mask whose gradient is that of the softmax."""
 
-    def __init__(self, channels: int, padding: int = 0):
+    def __init__(self, channels: int):
         super().__init__()
-        self.padding, self.regions = padding, 8
-        self.guide = nn.Conv2d(channels, 8, 3, padding=padding)
+        self.guide = nn.Conv2d(channels, 8, 3, padding=1)
         self.squeeze = nn.Conv2d(channels, 64, 1)
         self.expand = nn.Conv2d(64, 8 * channels**2, 1, groups=8)
 
@@ -164,7 +161,7 @@ class DRConv(nn.Module):
         batch, channels = x.shape[:2]
         made = self.expand(self.squeeze(F.adaptive_avg_pool2d(x, 3)).sigmoid())
         filters = made.view(batch, 8, channels, channels, 3, 3).transpose(2, 3).flatten(0, 2)
-        outputs = F.conv2d(x.flatten(0, 1)[None], filters, padding=self.padding, groups=batch)
+        outputs = F.conv2d(x.flatten(0, 1)[None], filters, padding=1, groups=batch)
         guide = self.guide(x)
         soft = guide.softmax(1)
         hard = F.one_hot(guide.argmax(1), 8).movedim(-1, 1).to(x.dtype)

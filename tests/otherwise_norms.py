@@ -125,16 +125,16 @@ class PixelNorm(nn.Module):
 class Convolution(nn.Conv2d):
     """A convolution by the weight that `standardized` makes."""
 
-    def __init__(self, channels: int, padding: int = 0):
-        super().__init__(channels, channels, 3, padding=padding)
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3)
 
     def forward(self, x):
-        return F.conv2d(x, self.standardized(self.weight), self.bias, padding=self.padding)
+        return F.conv2d(x, self.standardized(self.weight), self.bias, padding=1)
 
 
 class WeightNorm(Convolution):
-    def __init__(self, channels: int, padding: int = 0):
-        super().__init__(channels, padding)
+    def __init__(self, channels: int):
+        super().__init__(channels)
         self.gain = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def standardized(self, weight):
@@ -148,8 +148,8 @@ class WeightStandardization(Convolution):
 
 
 class ScaledWS(Convolution):
-    def __init__(self, channels: int, padding: int = 0):
-        super().__init__(channels, padding)
+    def __init__(self, channels: int):
+        super().__init__(channels)
         self.gain = nn.Parameter(torch.ones(channels, 1, 1, 1))
 
     def standardized(self, weight):
