@@ -21,16 +21,17 @@ AUTHORS = {
     ("lars", "200 × 50k"): 0.41,
 }
 HEAD = """\
-Written by `make bench` on {cpu}, {cores} cores, torch {torch}, Python {python}; about {seconds:g} s for each number. \
-Each number is the median of paired rounds: the stone and what stands beside it ran in turns, in one process. ÷ is the \
-time divided by that of what stands beside it, below 1 is faster; where there is nothing, c: multiples of a copy of \
-the input. The floor is the fewest bytes that the forward must move, by the card. Of roofline: the least time by the \
-measured ceilings of this machine, divided by the time taken, and what bounds it. Training, float32, contiguous, one \
-thread, eager, unless a column says otherwise; the compiled column compares with the compiled reference. – was refused.
+Written by `make bench` on {cpu}, {cores} cores, torch {torch}, Python {python}; about {seconds:g} s for each \
+number. Each number is the median of paired rounds: the stone and what stands beside it ran in turns, in one \
+process. ÷ is the time divided by that of what stands beside it, below 1 is faster; where there is nothing, c: \
+multiples of a copy of the input. The floor is the fewest bytes that the forward must move, by the card. Of \
+roofline: the least time by the measured ceilings of this machine, divided by the time taken, and what bounds it. \
+Training, float32, contiguous, one thread, eager, unless a column says otherwise; the compiled column compares with \
+the compiled reference. – was refused.
 
 Plain torch is what one would write, tests/otherwise.py and otherwise_norms.py, and gives the same outputs. ÷ plain: \
-the forward divided by that of plain torch where something else stands beside; * by the figure of the authors' code, timed \
-on another machine."""
+the forward divided by that of plain torch where something else stands beside; * by the figure of the authors' code, \
+timed on another machine."""
 SLOWER = 1.05
 PYTHON = "On tiny maps a call costs some microseconds of Python more than torch's: checks, the choice of a way."
 PRODUCT = (
