@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from layers.base import scale_and_shift, widened_affine
-from layers.moments import Planes, as_laid_out, is_channels_last, pool
+from layers.channels_last import suits_torch_kernels, well_conditioned
+from layers.moments import (
+    Planes,
+    as_laid_out,
+    combine_planes,
+    is_channels_last,
+    needs_plain_operations,
+    plane_moments,
+    plane_sums,
+    pool,
+    scale_rows,
+)
 from layers.observe import observe
 
-SMALL_BYTES = 1 << 19  # with the copy they fit a level-2 cache
+# torch's kernel for channels_last is fast where a group has so many bytes at each position,
+VECTOR = 32
+# or, forward, where there are so many positions.
+MAP = 1024
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Normalize (N, C, *positions) by mean and biased variance over each group of C/groups channels of each sample.
 
-    ``weight`` and ``bias`` are (C,) or None. Contiguous data take torch's native kernel, forward and backward. Its
-    channels_last CPU kernel loses all digits at mean ≫ std, so there one group takes that of layer normalization, small
-    maps are copied, and all else takes the engine of `layers.moments`.
+    ``weight`` and ``bias`` are (C,) or None. Contiguous data take torch's native kernel, forward and backward. That for
+    channels_last on a processor loses all digits at mean ≫ std, and takes long on groups of few channels. So its result
+    is taken only where it is well conditioned; else the statistics are those of `layers.moments`.
     """
     if x.is_contiguous() and x.numel():
-        return _by_kernel(x, groups, weight, bias, eps)
-    if x.device.type == "cpu" and x.numel() and is_channels_last(x):
-        if groups == 1:
-            return _by_layer_norm(x, weight, bias, eps)
-        if x.nbytes <= SMALL_BYTES:
-            return as_laid_out(_by_kernel(x.contiguous(), groups, weight, bias, eps), x)
+        return _observed(_by_kernel(x, groups, weight, bias, eps))
+    if x.device.type == "cpu" and x.numel() and is_channels_last(x) and not needs_plain_operations():
+        return _by_rows(x, groups, weight, bias, eps)
     planes = Planes(x)
     shape = (x.shape[0], groups, x.shape[1] // groups)
     by_group = planes.mean.reshape(shape), planes.var.reshape(shape)
@@ -36,22 +49,104 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     return planes.affine(scale, spread[0], shift)
 
 
-def _by_kernel(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _by_kernel(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels = x.shape[:2]
     if x.dtype.itemsize < 4 and x.device.type == "cpu":
         weight, bias = widened_affine(x, weight, bias)
     size = x.numel() // (batch * channels)
-    y, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, size, groups, eps)
+    return torch.native_group_norm(x, weight, bias, batch, channels, size, groups, eps)
+
+
+def _by_batch_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each channel of the one sample of ``x`` by itself."""
+    weight, bias = widened_affine(x, weight, bias)
+    y, mean, rstd = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    return y, mean.view(1, groups), rstd.view(1, groups)
+
+
+def _observed(made: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    y, mean, rstd = made
     observe(mean=mean, rstd=rstd)
     return y
 
 
-def _by_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """One group of channels_last ``x``: rows of S·C values, each with its γ and β."""
-    rows = x.movedim(1, -1)
-    weight, bias = (
-        None if t is None else t.expand(rows.shape[1:]).contiguous() for t in widened_affine(x, weight, bias)
-    )
-    y, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], weight, bias, eps)
-    observe(mean=mean.flatten(1), rstd=rstd.flatten(1))
-    return y.movedim(-1, 1)
+def _by_rows(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Channels_last ``x``: by torch's kernel alone where both of its passes are fast, else by a backward of our own."""
+    suits = suits_torch_kernels(x, x.shape[1:].numel() // groups)
+    wide = x.shape[1] // groups * x.itemsize >= VECTOR
+    single = len(x) == 1 and groups == x.shape[1]
+    if suits and (wide or single):
+        made = (_by_batch_norm if single else _by_kernel)(x, groups, weight, bias, eps)
+        if well_conditioned(*made[1:]):
+            return _observed(made)
+        suits = False
+    weight, bias = widened_affine(x, weight, bias)
+    suits = suits and (wide or x.shape[2:].numel() >= MAP)
+    return _observed(_ByRows.apply(x, weight, bias, groups, eps, suits))  # type: ignore[no-untyped-call]
+
+
+class _ByRows(torch.autograd.Function):
+    """Channels_last (N, C, *positions): what `Planes` records on N×C numbers, done once by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, suits: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        made = _by_kernel(x, groups, weight, bias, eps) if suits else None
+        if made is None or not well_conditioned(*made[1:]):
+            made = _by_engine(x, groups, weight, bias, eps)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*made[1:])
+        ctx.save_for_backward(x, weight, *made[1:])
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        (batch, channels), groups, size = x.shape[:2], mean.shape[1], x.shape[2:].numel()
+        grad, needed = grads[0], list(ctx.needs_input_grad[:3])
+        if grad is None:
+            return (None,) * 6
+        if torch.is_grad_enabled():  # double backward: slower, but differentiable in turn
+            found = torch.ops.aten.native_group_norm_backward(
+                grad, x, mean, rstd, weight, batch, channels, size, groups, needed
+            )
+            return *found, None, None, None
+        grad = as_laid_out(grad, x)
+        total, product = plane_sums(grad, x, _spread(mean, channels))
+        # With z = (x − μ)/σ: σ ∂L/∂x = γ ∂L/∂y − mean(γ ∂L/∂y) − z mean(γ ∂L/∂y z), means over the group.
+        weighted = [t if weight is None else t * weight for t in (total, product)]
+        share = rstd / (-size * channels // groups)
+        shift, slope = (share * (t if groups == channels else t.view(batch, groups, -1).sum(2)) for t in weighted)
+        slope.mul_(rstd).mul_(rstd)
+        offset = shift.addcmul_(slope, mean, value=-1)
+        scale = _spread(rstd, channels)
+        grad_x = combine_planes(
+            grad, scale if weight is None else scale * weight, x, _spread(slope, channels), _spread(offset, channels)
+        )
+        grad_weight = (product * scale).sum(0) if needed[1] else None
+        return grad_x, grad_weight, total.sum(0) if needed[2] else None, None, None, None
+
+
+def _by_engine(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, μ and 1/√(σ² + ε) of channels_last ``x`` from the moments of its planes."""
+    channels = x.shape[1]
+    mean, var = plane_moments(x)
+    if groups < channels:
+        mean, var = (t.squeeze(2) for t in pool(mean.view(len(x), groups, -1), var.view(len(x), groups, -1), 2))
+    rstd = (var + eps).rsqrt_()
+    scale, center = _spread(rstd, channels), _spread(mean, channels)
+    scale = scale if weight is None else scale * weight
+    offset = scale.mul(center).neg_() if bias is None else torch.addcmul(bias, scale, center, value=-1)
+    return scale_rows(x, scale, offset), mean, rstd
+
+
+def _spread(numbers: Tensor, channels: int) -> Tensor:
+    """N×G numbers as N×C."""
+    return numbers if numbers.shape[1] == channels else numbers.repeat_interleave(channels // numbers.shape[1], 1)

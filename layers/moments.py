@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layers import channels_last
+
 CHUNK = 1 << 17  # elements per thread and slice: in and out fit a 1 MiB level-2 cache together
 
 
@@ -152,13 +154,9 @@ def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.device.type != "cpu" and x.device.type != "meta":
         var, mean = torch.var_mean(x.flatten(2).to(wide), 2, correction=0)
         return mean, var
-    mean, var = (torch.empty(x.shape[:2], dtype=wide, device=x.device) for _ in range(2))
     if not x.is_contiguous():
-        for rows in _slices(x):
-            part = _rows_last(x[rows]).to(wide)
-            mean[rows] = part.mean(1)
-            var[rows] = (part - mean[rows].unsqueeze(1)).square_().mean(1)
-        return mean, var
+        return channels_last.plane_moments(x, _slices(x, 4), wide)
+    mean, var = (torch.empty(x.shape[:2], dtype=wide, device=x.device) for _ in range(2))
     if x.numel() <= CHUNK * torch.get_num_threads():  # one slice: on small maps the kernel alone takes half the time
         batch, channels, size = *x.shape[:2], x.shape[2:].numel()
         _, mean, rstd = torch.native_group_norm(x.to(wide), None, None, batch, channels, size, channels, 0.0)
@@ -176,9 +174,18 @@ def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _apply(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
     """scale·(x − own) + offset, in the dtype of x."""
-    if not x.is_contiguous():
-        return torch.addcmul(planes_of(offset - scale * own, x), x.to(own.dtype), planes_of(scale, x)).to(x.dtype)
-    return _per_plane(x, scale, own, offset)
+    return _per_plane(x, scale, own, offset) if x.is_contiguous() else scale_rows(x, scale, offset - scale * own)
+
+
+def scale_rows(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """scale·x + offset of channels_last ``x``, numbers N×C, in its dtype."""
+    scale, offset = planes_of(scale, x), planes_of(offset, x)
+    if x.dtype == scale.dtype:
+        return torch.addcmul(offset, x, scale)
+    y = torch.empty_like(x)
+    for rows in _slices(x, 2):
+        y[rows] = torch.addcmul(offset[rows], x[rows].to(scale.dtype), scale[rows])
+    return y
 
 
 def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
@@ -198,12 +205,7 @@ def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
 def plane_sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Σ grad and Σ grad·(x − own) over each plane, N×C."""
     if not x.is_contiguous():
-        sums = torch.empty(2, *own.shape, dtype=own.dtype, device=x.device)
-        for rows in _slices(x):
-            part = _rows_last(grad[rows]).to(own.dtype)
-            sums[0, rows] = part.sum(1)
-            sums[1, rows] = (_rows_last(x[rows]).to(own.dtype) - own[rows].unsqueeze(1)).mul_(part).sum(1)
-        return sums[0], sums[1]
+        return channels_last.plane_sums(grad, x, own, _slices(x, 4))
     size = own.numel()
     ones = torch.ones(size, dtype=own.dtype, device=x.device)
     views = grad.reshape(1, size, -1), x.reshape(1, size, -1)
@@ -228,8 +230,12 @@ def channel_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[T
 def combine_planes(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     """scale·grad + slope·x + offset, numbers N×C or C, in the dtype of x (which is grad's too)."""
     if x.dtype != scale.dtype:  # one rounding at the end, not two
-        wide = torch.addcmul(planes_of(offset, x), x.to(scale.dtype), planes_of(slope, x))
-        return wide.addcmul_(grad.to(scale.dtype), planes_of(scale, x)).to(x.dtype)
+        y = torch.empty_like(x)
+        a, p, q = (planes_of(numbers.expand(x.shape[:2]), x) for numbers in (scale, slope, offset))
+        for rows in _slices(x, 2):
+            wide = torch.addcmul(q[rows], x[rows].to(scale.dtype), p[rows])
+            y[rows] = wide.addcmul_(grad[rows].to(scale.dtype), a[rows])
+        return y
     if x.is_contiguous():
         y = _per_plane(x, slope, torch.zeros_like(slope), offset)
     else:
@@ -250,14 +256,9 @@ def planes_of(numbers: Tensor, x: Tensor) -> Tensor:
     return numbers.reshape(*numbers.shape, *(1,) * (x.dim() - 2))
 
 
-def _rows_last(x: Tensor) -> Tensor:
-    """View channels_last (n, C, *positions) as (n, positions, C)."""
-    return x.movedim(1, -1).flatten(1, -2)
-
-
-def _slices(x: Tensor) -> list[slice]:
+def _slices(x: Tensor, chunks: int = 1) -> list[slice]:
     """Cut the first axis so that one slice of ``x`` and one result stay in cache."""
-    step = max(1, CHUNK * torch.get_num_threads() * x.shape[0] // max(1, x.numel()))
+    step = max(1, chunks * CHUNK * torch.get_num_threads() * x.shape[0] // max(1, x.numel()))
     return [slice(start, start + step) for start in range(0, x.shape[0], step)]
 
 

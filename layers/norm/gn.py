@@ -5,7 +5,7 @@ with μ and the biased σ² over the K = C/groups channels of group g and all po
 Training and evaluation are the same. One group has the statistics of Layer Normalization over (C, H, W), C groups are
 Instance Normalization.
 
-torch's CPU kernel for channels_last is a one-pass float32 sum of squares (useless at mean ≫ std); this one is not.
+torch's CPU kernel for channels_last is a one-pass float32 sum of squares, useless at mean ≫ std: it is not used there.
 """
 
 from __future__ import annotations
@@ -123,5 +123,5 @@ class GroupNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x`` (N, C, *positions)."""
         self.check_input(x)
-        self.refuse_single_values(x[:1].numel() // self.groups, "group")
+        self.refuse_single_values(x.numel() // (x.shape[0] or 1) // self.groups, "group")
         return group_norm(x, self.groups, self.weight, self.bias, self.eps)

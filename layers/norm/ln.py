@@ -231,7 +231,7 @@ class LayerNorm(Norm):
         self.check_input(x)
         if self.axes == "channel":
             return self._normalize_positions(x)
-        self.refuse_single_values(x[:1].numel(), "sample")
+        self.refuse_single_values(x.numel() // (x.shape[0] or 1), "sample")
         if self.affine == "elementwise":
             return self._normalize_elementwise(x)
         return self._normalize_samples(x, self.weight, self.bias)

@@ -1,0 +1,81 @@
+"""The passes of `layers.moments` over channels_last data, and when torch's own kernels are accurate there.
+
+On a processor torch's normalizations of channels_last take E[x²] − E[x]², or sum float32 one value after the other.
+That costs all digits where a mean is far above the spread, and none where it is not; their results tell which it was.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ALONE = 1 << 15  # elements of a sample from which calling a kernel for each costs less than passes over many
+FAR = 4.0  # deviations of a mean from zero, at which E[x²] − E[x]² loses four of its 24 bits
+LONGEST = 1 << 20  # values in a sum of float32, which torch's kernels take in at least eight parts
+
+
+def suits_torch_kernels(x: Tensor, values: int) -> bool:
+    """Whether torch's kernels for channels_last may be tried on ``x``, with ``values`` to a statistic.
+
+    Their results are looked at, which needs data: no subclass that has none, or more than here.
+    """
+    return type(x) is Tensor and values <= LONGEST
+
+
+def well_conditioned(mean: Tensor, rstd: Tensor) -> bool:
+    """Whether ``mean`` (μ) and ``rstd`` (1/√(σ² + ε)) of torch's channels_last kernels have their digits.
+
+    The error of E[x²] − E[x]² is some ulps of μ²; where μ² ≤ 16 (σ² + ε) as found, it was as small beside the truth.
+    """
+    return (mean.data * rstd.data).abs_().max().item() <= FAR
+
+
+def plane_moments(x: Tensor, slices: list[slice], wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each plane, N×C in ``wide``, of one of the slices of samples after the other."""
+    if is_alone(x):
+        found = [_moments_of_one(part.to(wide)) for part in torch.split(x, 1)]
+        return torch.stack([mean for mean, _ in found]), torch.stack([var for _, var in found])
+    means, variances = [], []
+    for rows in slices:
+        part = _rows_last(x[rows]).to(wide)
+        means.append(part.mean(1))
+        variances.append((part - means[-1].unsqueeze(1)).square_().mean(1))
+    return joined(means), joined(variances)
+
+
+def _moments_of_one(x: Tensor) -> tuple[Tensor, Tensor]:
+    """By torch's kernel; it sums one value after the other, so these are shifted by the first."""
+    shift = x[:, :, :1, :1] if x.dim() == 4 else x[:, :, :1, :1, :1]
+    mean, var = torch.batch_norm_update_stats(x - shift, None, None, 0.0)
+    return mean + shift.flatten(), var
+
+
+def plane_sums(grad: Tensor, x: Tensor, own: Tensor, slices: list[slice]) -> tuple[Tensor, Tensor]:
+    """Σ grad and Σ grad·(x − own) over each plane, N×C."""
+    if is_alone(x):
+        ones, wanted = torch.ones_like(own[0]), [False, True, True]
+        backward = torch.ops.aten.native_batch_norm_backward
+        each = zip(torch.split(grad, 1), torch.split(x, 1), own.unbind(), strict=True)
+        found = [backward(g, part, ones, None, None, mean, ones, True, 0.0, wanted)[1:] for g, part, mean in each]
+        return torch.stack([total for _, total in found]), torch.stack([product for product, _ in found])
+    totals, products = [], []
+    for rows in slices:
+        g, part = (_rows_last(t[rows]).to(own.dtype) for t in (grad, x))
+        totals.append(g.sum(1))
+        products.append((part - own[rows].unsqueeze(1)).mul_(g).sum(1))
+    return joined(totals), joined(products)
+
+
+def is_alone(x: Tensor) -> bool:
+    """Whether a call of a kernel for each sample of ``x`` is faster than passes over all of them."""
+    return x.device.type == "cpu" and (len(x) == 1 or x.numel() >= ALONE * len(x))
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """The parts along the first axis."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _rows_last(x: Tensor) -> Tensor:
+    """View channels_last (n, C, *positions) as (n, positions, C)."""
+    return x.movedim(1, -1).flatten(1, -2)
