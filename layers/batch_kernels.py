@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from layers.base import widened_affine
+from layers.channels_last import suits_torch_kernels, well_conditioned
 from layers.dimensions import is_small
 from layers.moments import (
     channel_sums,
@@ -32,7 +33,7 @@ def suits_torch(x: Tensor) -> bool:
         return False
     if x.is_contiguous():
         return x.dtype.itemsize < 4 or is_small(x.numel(), x.shape[2:].numel())
-    return is_channels_last(x) and x.numel() // x.shape[1] <= CHAIN
+    return is_channels_last(x) and x.numel() // x.shape[1] <= CHAIN and suits_torch_kernels(x)
 
 
 def normalize_by_torch(
@@ -46,24 +47,24 @@ def normalize_by_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, μ and 1/√(σ² + ε) (C,) of ``x`` (N, C, *positions); moves the running statistics, if there are any.
 
-    A sum of float32 one after the other has no digits left for the spread of data with a large mean. So each channel of
-    channels_last is first shifted by its mean over the first sample, less than √N σ from μ, and its mean back by that.
+    A sum of float32 one after the other has few digits left for the spread of data with a large mean. Where the result
+    tells such on channels_last, it is made again of data shifted by the mean that it found.
     """
     weight, bias = widened_affine(x, weight, bias)
-    wide, shift = wide_dtype(x.dtype), None
+    wide = wide_dtype(x.dtype)
     # As .data: the graph holds them, though backward does not read them, and another forward may move them before it.
     mean, var = (t if t is None else t.data if t.dtype == wide else t.to(wide) for t in (running_mean, running_var))
-    if x.dtype == torch.float32 and not x.is_contiguous():
-        shift = x.detach()[0].flatten(1).mean(1)
-        x = x - planes_of(shift, x)
-        mean = None if mean is None else torch.empty_like(mean)  # that of shifted values is not wanted
+    doubtful = x.dtype == torch.float32 and not x.is_contiguous()
+    before = [t.clone() if doubtful and t is not None else t for t in (mean, var)]
     y, center, rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-    if shift is not None:
+    again = doubtful and not well_conditioned(center, rstd)
+    if again:
+        (mean, var), shift = before, center
+        y, center, rstd = torch.native_batch_norm(x - planes_of(shift, x), weight, bias, mean, var, True, momentum, eps)
         center = center + shift
-    if running_mean is not None and shift is not None:
-        running_mean.lerp_(center.to(running_mean.dtype), momentum)
-    for kept, moved in ((running_mean, None if shift is not None else mean), (running_var, var)):
-        if kept is not None and moved is not None and kept.dtype != wide:
+        mean = None if mean is None else mean.add(shift, alpha=momentum)
+    for kept, moved in ((running_mean, mean), (running_var, var)):
+        if kept is not None and moved is not None and (again or kept.dtype != wide):
             kept.copy_(moved)
     return y, center, rstd
 

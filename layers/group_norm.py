@@ -17,6 +17,7 @@ from layers.moments import (
     needs_plain_operations,
     plane_moments,
     plane_sums,
+    planes_of,
     pool,
     scale_rows,
 )
@@ -26,6 +27,7 @@ from layers.observe import observe
 VECTOR = 32
 # or, forward, where there are so many positions.
 MAP = 1024
+LONGEST = 1 << 20  # values in a group, whose sum of float32 it takes in at least eight parts
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -76,13 +78,19 @@ def _observed(made: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 def _by_rows(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Channels_last ``x``: by torch's kernel alone where both of its passes are fast, else by a backward of our own."""
-    suits = suits_torch_kernels(x, x.shape[1:].numel() // groups)
+    suits = suits_torch_kernels(x) and x.shape[1:].numel() // groups <= LONGEST
     wide = x.shape[1] // groups * x.itemsize >= VECTOR
     single = len(x) == 1 and groups == x.shape[1]
     if suits and (wide or single):
-        made = (_by_batch_norm if single else _by_kernel)(x, groups, weight, bias, eps)
+        kernel = _by_batch_norm if single else _by_kernel
+        made = kernel(x, groups, weight, bias, eps)
         if well_conditioned(*made[1:]):
             return _observed(made)
+        if x.dtype.itemsize >= 4:  # its mean has digits enough to make it again of what is around zero
+            shift = made[1].detach()
+            y, mean, rstd = kernel(x - planes_of(_spread(shift, x.shape[1]), x), groups, weight, bias, eps)
+            if well_conditioned(mean, rstd):
+                return _observed((y, mean + shift, rstd))
         suits = False
     weight, bias = widened_affine(x, weight, bias)
     suits = suits and (wide or x.shape[2:].numel() >= MAP)
