@@ -9,6 +9,7 @@ from torch import Tensor
 
 from layers.base import scale_and_shift, widened_affine
 from layers.channels_last import suits_torch_kernels, well_conditioned
+from layers.dimensions import is_small
 from layers.moments import (
     Planes,
     as_laid_out,
@@ -20,6 +21,7 @@ from layers.moments import (
     planes_of,
     pool,
     scale_rows,
+    wide_dtype,
 )
 from layers.observe import observe
 
@@ -38,6 +40,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     is taken only where it is well conditioned; else the statistics are those of `layers.moments`.
     """
     if x.is_contiguous() and x.numel():
+        if _is_faster_by_planes(x, groups):
+            return _observed(_ByHand.apply(x, weight, bias, groups, eps, True))  # type: ignore[no-untyped-call]
         return _observed(_by_kernel(x, groups, weight, bias, eps))
     if x.device.type == "cpu" and x.numel() and is_channels_last(x) and not needs_plain_operations():
         return _by_rows(x, groups, weight, bias, eps)
@@ -59,6 +63,12 @@ def _by_kernel(
         weight, bias = widened_affine(x, weight, bias)
     size = x.numel() // (batch * channels)
     return torch.native_group_norm(x, weight, bias, batch, channels, size, groups, eps)
+
+
+def _is_faster_by_planes(x: Tensor, groups: int) -> bool:
+    """Whether the backward of torch's batch normalization, a channel for each plane, is faster for contiguous ``x``."""
+    large = groups == x.shape[1] and not is_small(x.numel(), x.shape[2:].numel())
+    return large and x.dtype.itemsize >= 4 and x.device.type == "cpu" and not needs_plain_operations()
 
 
 def _by_batch_norm(
@@ -94,19 +104,20 @@ def _by_rows(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
         suits = False
     weight, bias = widened_affine(x, weight, bias)
     suits = suits and (wide or x.shape[2:].numel() >= MAP)
-    return _observed(_ByRows.apply(x, weight, bias, groups, eps, suits))  # type: ignore[no-untyped-call]
+    return _observed(_ByHand.apply(x, weight, bias, groups, eps, suits))  # type: ignore[no-untyped-call]
 
 
-class _ByRows(torch.autograd.Function):
-    """Channels_last (N, C, *positions): what `Planes` records on N×C numbers, done once by hand."""
+class _ByHand(torch.autograd.Function):
+    """Channels_last, or planes of contiguous data: what autograd would record on N×C numbers, done once by hand."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float, suits: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         made = _by_kernel(x, groups, weight, bias, eps) if suits else None
-        if made is None or not well_conditioned(*made[1:]):
+        if made is None or not (x.is_contiguous() or well_conditioned(*made[1:])):
             made = _by_engine(x, groups, weight, bias, eps)
+        ctx.eps = eps
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*made[1:])
         ctx.save_for_backward(x, weight, *made[1:])
@@ -119,11 +130,11 @@ class _ByRows(torch.autograd.Function):
         grad, needed = grads[0], list(ctx.needs_input_grad[:3])
         if grad is None:
             return (None,) * 6
-        if torch.is_grad_enabled():  # double backward: slower, but differentiable in turn
-            found = torch.ops.aten.native_group_norm_backward(
-                grad, x, mean, rstd, weight, batch, channels, size, groups, needed
-            )
-            return *found, None, None, None
+        if torch.is_grad_enabled():  # double backward
+            found = _plain_backward(grad, x, weight, groups, ctx.eps)
+            return *(each if wanted else None for each, wanted in zip(found, needed, strict=True)), None, None, None
+        if x.is_contiguous():
+            return *_backward_of_planes(grad, x, weight, mean, rstd, needed), None, None, None
         grad = as_laid_out(grad, x)
         total, product = plane_sums(grad, x, _spread(mean, channels))
         # With z = (x − μ)/σ: σ ∂L/∂x = γ ∂L/∂y − mean(γ ∂L/∂y) − z mean(γ ∂L/∂y z), means over the group.
@@ -138,6 +149,34 @@ class _ByRows(torch.autograd.Function):
         )
         grad_weight = (product * scale).sum(0) if needed[1] else None
         return grad_x, grad_weight, total.sum(0) if needed[2] else None, None, None, None
+
+
+def _backward_of_planes(
+    grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, needed: list[bool]
+) -> list[Tensor | None]:
+    """∂L/∂x, ∂L/∂γ and ∂L/∂β where each plane of contiguous ``x`` is normalized by itself."""
+    count = mean.numel()
+    repeated = None if weight is None else weight.repeat(len(x))
+    numbers = repeated, None, None, mean.view(-1), rstd.view(-1)
+    grad_x, *found = torch.ops.aten.native_batch_norm_backward(
+        grad.reshape(1, count, -1), x.view(1, count, -1), *numbers, True, 0.0, needed
+    )
+    sums = [None if t is None else t.view(mean.shape).sum(0) for t in found]
+    return [None if grad_x is None else grad_x.view(x.shape), *sums]
+
+
+def _plain_backward(
+    grad: Tensor, x: Tensor, weight: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂L/∂x, ∂L/∂γ and ∂L/∂β in operations that can be differentiated again."""
+    rows, grad = (t.to(wide_dtype(x.dtype)) for t in (x.reshape(len(x), groups, -1), grad))
+    centered = rows - rows.mean(2, keepdim=True)
+    rstd = (centered.square().mean(2, keepdim=True) + eps).rsqrt()
+    z = centered * rstd
+    weighted = (grad if weight is None else grad * planes_of(weight, x)).reshape(rows.shape)
+    grad_x = rstd * (weighted - weighted.mean(2, keepdim=True) - z * (weighted * z).mean(2, keepdim=True))
+    grad_weight, grad_bias = (t.transpose(0, 1).flatten(1).sum(1) for t in (grad * z.view(x.shape), grad))
+    return grad_x.view(x.shape).to(x.dtype), grad_weight, grad_bias
 
 
 def _by_engine(

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from batches import C, data, near
+from batches import C, N, data, near
 from harness import run
 
-from layers import channels_last, group_norm, moments
+from layers import channels_last, dimensions, group_norm, moments
 from layers.norm.gn import GroupNorm
 from layers.norm.in_ import InstanceNorm
 from layers.norm.ln import LayerNorm
@@ -83,6 +83,39 @@ def test_what_is_not_a_number_is_not_well_conditioned():
     for value in (float("nan"), float("inf")):
         assert not channels_last.well_conditioned(one * value, one)
     assert channels_last.well_conditioned(one, one)
+
+
+def derivatives(layer, x, upstream):
+    """The output, and the gradients of one and two derivatives."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    wanted = [x, *layer.parameters()]
+    first = torch.autograd.grad(y, wanted, upstream, create_graph=True)
+    second = torch.autograd.grad(sum(t.sin().sum() for t in first), wanted[:2])
+    return [y.detach(), *(t.detach() for t in (*first, *second))]
+
+
+@pytest.mark.parametrize("shape", [(N, C, 5), (N, C, 5, 4), (N, C, 3, 4, 2)])
+@pytest.mark.parametrize("make", [GroupNorm, lambda *given, **options: GroupNorm(*given, affine=False, **options)])
+def test_large_planes_are_differentiated_as_small_ones(make, shape, monkeypatch):
+    layer, x = make(C, channels_per_group=1, dtype=torch.float64), data(shape=shape)
+    for parameter in layer.parameters():
+        parameter.data += torch.linspace(0, 1, C)
+    wanted = derivatives(layer, x, x.cos())
+    monkeypatch.setattr(dimensions, "SMALL", 0)
+    assert group_norm._is_faster_by_planes(x, C)
+    for mine, theirs in zip(derivatives(layer, x, x.cos()), wanted, strict=True):
+        near(mine, theirs)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("name", MAKE)
+def test_channels_last_may_be_differentiated_twice(name):
+    layer, x = MAKE[name]().double(), data(seed=1)
+    wanted = derivatives(layer, x, x.cos())
+    rows = x.contiguous(memory_format=torch.channels_last)
+    for mine, theirs in zip(derivatives(layer, rows, rows.cos()), wanted, strict=True):
+        near(mine, theirs)
 
 
 @pytest.mark.parametrize("shape", [(1, C, 5, 4), (1, C, 3, 4, 2)])
