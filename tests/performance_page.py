@@ -34,19 +34,23 @@ the forward divided by that of plain torch where something else stands beside; *
 timed on another machine."""
 SLOWER = 1.05
 PYTHON = "On tiny maps a call costs some microseconds of Python more than torch's: checks, the choice of a way."
+HALVES = "Half types keep γ, β and the statistics in float32."
+SHIFTED = (
+    "On channels_last torch computes E[x²] − E[x]²: its result is looked at, and made again of shifted data where the "
+    "mean is far above the spread."
+)
 PRODUCT = (
     "The matrix of patches is built and read again, where torch's convolution (oneDNN) makes the product from the "
     "input at once; on this processor the bare product takes about as long as all of that convolution."
 )
 # Why a stone is slower somewhere, where its card does not say so.
 WHY = {
-    "bn": f"{PYTHON} Half types keep γ, β and the statistics in float32. On channels_last float32 is shifted first, a "
-    "pass more: torch's kernel loses all digits there where the mean is large.",
-    "gn": f"{PYTHON} On channels_last torch computes E[x²] − E[x]², which loses all digits where the mean is large; "
-    "the accurate way takes more passes.",
-    "ln": f"{PYTHON} On channels_last γ and β are spread to a value per element for an accurate kernel; torch computes "
-    "E[x²] − E[x]² there.",
-    "in": "The backward alone is several kernels where torch has one; both together are faster on contiguous data.",
+    "bn": f"{PYTHON} {HALVES} On channels_last the mean that torch's kernel "
+    "found is looked at, and data far from zero are shifted and normalized again.",
+    "gn": f"{PYTHON} {HALVES} {SHIFTED}",
+    "ln": f"{PYTHON} {HALVES} {SHIFTED}",
+    "in": "On channels_last torch's backward has contiguous data, since its forward copied them: forward and backward "
+    "together are faster here.",
     "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
     "is faster.",
     "irevnet-squeeze": PYTHON,
