@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _watcher: ContextVar[dict[str, Tensor] | None] = ContextVar("watcher", default=None)
 
 
-def observe(**statistics: Tensor) -> None:
-    """Show ``statistics`` to the watcher, if there is one; costs one look-up otherwise and nothing when compiled."""
+def observe(**statistics: Tensor | Callable[[], Tensor]) -> None:
+    """Show ``statistics`` to the watcher, if there is one; costs one look-up otherwise and nothing when compiled.
+
+    What the layer does not need itself is a function, which is called for the watcher alone: nothing counts it.
+    """
     if torch.compiler.is_compiling():
         return
     seen = _watcher.get()
     if seen is not None:
-        seen.update({name: tensor.detach() for name, tensor in statistics.items()})
+        for name, statistic in statistics.items():
+            if isinstance(statistic, Tensor):
+                seen[name] = statistic.detach()
+            else:
+                with torch.no_grad(), _disable_current_modes():
+                    seen[name] = statistic()
 
 
 @contextmanager

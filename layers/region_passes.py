@@ -61,7 +61,7 @@ def _sort(regions: Tensor, m: int) -> _Sorted:
     return _Sorted(rows.argsort(dim=1, stable=True), counts.cumsum(1).tolist())
 
 
-class _Padded:
+class Padded:
     """Rows of the padded map (N, HP, WP, C), channels innermost, and which of them each position sees."""
 
     def __init__(self, x: Tensor, windows: Windows) -> None:
@@ -95,16 +95,16 @@ class _Padded:
         index = self.seen.index_select(0, positions)
         return self.rows[sample].index_select(0, index.flatten()).view(len(positions), -1)
 
-    def fold(self, grads: Tensor, sample: int, unfolded: Tensor) -> None:
-        """Add to a sample of ``grads``, as `rows` are, the gradients of its windows (P, K·C), each tap where it lay."""
+    def fold(self, grads: Tensor, unfolded: Tensor) -> None:
+        """Add to samples ``grads``, as `rows` are, the gradients of their windows (…, K·C), each tap where it lay."""
         kernel, stride, _, dilation = self.windows
-        whole = grads[sample].view(*self.shape, self.channels)
+        whole = grads.view(-1, *self.shape, self.channels)
         spans = [range(0, room, step) for room, step in zip(self._rooms(), stride, strict=True)]
-        taps = unfolded.view(len(spans[0]), len(spans[1]), -1, self.channels)
+        taps = unfolded.view(len(whole), len(spans[0]), len(spans[1]), -1, self.channels)
         for tap in range(kernel[0] * kernel[1]):
             top, left = tap // kernel[1] * dilation[0], tap % kernel[1] * dilation[1]
             down, across = (slice(t, t + s.stop, s.step) for t, s in zip((top, left), spans, strict=True))
-            whole[down, across].add_(taps[:, :, tap])
+            whole[:, down, across].add_(taps[:, :, :, tap])
 
     def inside(self, grads: Tensor) -> Tensor:
         """View what is no padding of ``grads``, as `rows` are, as (N, C, H, W)."""
@@ -122,7 +122,7 @@ class _Padded:
 
 def forward(x: Tensor, filters: Tensor, regions: Tensor, windows: Windows) -> Tensor:
     """Return y by one product per sample and region that has positions."""
-    padded, matrices = _Padded(x, windows), _matrices(filters, x)
+    padded, matrices = Padded(x, windows), _matrices(filters, x)
     positions, shape = _sort(regions, len(filters)), (len(x), filters.shape[4], *regions.shape[1:])
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     for sample, rows in enumerate(y.permute(0, 2, 3, 1).flatten(1, 2)):
@@ -141,7 +141,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of x, filters and guide, those that ``wants`` has first, from that of y."""
     m, n, taps, channels, _ = filters.shape
-    positions, padded = _sort(regions, m), _Padded(x, windows)
+    positions, padded = _sort(regions, m), Padded(x, windows)
     matrices, upstream = _matrices(filters, x), grad.permute(0, 2, 3, 1).flatten(1, 2)
     grad_rows = torch.zeros_like(padded.rows) if wants[0] else None
     grad_matrices = torch.zeros_like(filters.flatten(2, 3)) if wants[1] else None
@@ -158,11 +158,11 @@ def backward(
             if grad_rows is not None:
                 unfolded_grads.index_copy_(0, at, torch.mm(g, matrices[region, sample].t(), out=unfolded))
         if grad_rows is not None:
-            padded.fold(grad_rows, sample, unfolded_grads)
+            padded.fold(grad_rows[sample], unfolded_grads)
     return (
         None if grad_rows is None else padded.inside(grad_rows),
         None if grad_matrices is None else grad_matrices.view_as(filters),
-        _through_softmax(guide, slopes) if wants[2] else None,
+        through_softmax(guide, slopes) if wants[2] else None,
     )
 
 
@@ -175,7 +175,7 @@ def _slopes(unfolded: Tensor, matrices: Tensor, g: Tensor, dtype: torch.dtype) -
     )
 
 
-def _through_softmax(guide: Tensor, slopes: Tensor | None) -> Tensor:
+def through_softmax(guide: Tensor, slopes: Tensor | None) -> Tensor:
     """∂L/∂F from the slopes (N, P, m) of a softmax in the place of the choice; 0 where there is nothing to choose."""
     if slopes is None:
         return torch.zeros_like(guide)

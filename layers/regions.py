@@ -12,23 +12,28 @@ $$\partial L/\partial W_{nr} = \textstyle\sum_{p \in r} U_{np}^T g_{np},\qquad
 F as if they had been mixed by π,
 $$\partial L/\partial F_{ntp} = \pi_t\,(s_t - \textstyle\sum_q \pi_q s_q),\qquad
 s_t = \langle g_{np}, U_{np} W_{nt} \rangle,$$
-which takes the product with every filter: here, and only here, the work is m-fold. Saved: x, W, F and the regions.
-The passes are in layers/region_passes.py; torch.compile sees each as one operation. `define` there is the same in plain
-operations, m-fold: for double backward, tracing, functorch and the meta device; the passes are tested against it.
+which takes the product with every filter: here, and only here, the work is m-fold. Saved: x, what W is made from, F
+and the regions; backward makes W again. The passes are in layers/region_passes.py; on small maps, where the filters are
+more numbers than all else, those of layers/region_factors.py do the same without W. torch.compile sees each as one
+operation. `define` is the same in plain operations, m-fold: for double backward, tracing, functorch and the meta
+device; the passes are tested against it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from layers import region_factors, region_passes
 from layers.definition import through_definition
 from layers.moments import needs_plain_operations
-from layers.region_passes import Windows, backward, define, forward
+from layers.region_factors import Maker, pays
+from layers.region_passes import Windows, define
 
 
 def choice(guide: Tensor) -> Tensor:
@@ -36,90 +41,129 @@ def choice(guide: Tensor) -> Tensor:
     return guide.detach().max(1).indices  # argmax is slower across planes
 
 
-def region_convolution(x: Tensor, filters: Tensor, guide: Tensor, regions: Tensor, windows: Windows) -> Tensor:
+def region_convolution(x: Tensor, maker: Maker, guide: Tensor, regions: Tensor, windows: Windows) -> Tensor:
     """Return y (N, O, HO, WO) for ``x`` (N, C, H, W), in whatever memory format is at hand.
 
-    ``filters`` (m, N, KH·KW, C, O), rounded to the dtype of ``x``; ``regions`` (N, HO, WO), those of ``guide``
-    (N, m, HO, WO), which gets its gradient as if it had mixed the filters. Where ``x`` is of half precision filters and
-    guide should be float32: their gradients are sums over a whole map.
+    ``maker`` has what the filters are made from, ``hidden`` of the dtype in which they are made; ``regions`` (N, HO,
+    WO) are those of ``guide`` (N, m, HO, WO), which gets its gradient as if it had mixed the filters. Where ``x`` is of
+    half precision hidden and guide should be float32: their gradients are sums over a whole map.
     """
     if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-        compiled: Tensor = operator(x, filters, guide, regions, *windows)
+        compiled: Tensor = operator(x, *maker, guide, regions, *windows)
         return compiled
     if needs_plain_operations() or x.is_meta:
-        return define(x, filters, guide, regions, windows)
-    if torch.is_grad_enabled() and (x.requires_grad or filters.requires_grad or guide.requires_grad):
-        made: Tensor = _Regions.apply(x, filters, guide, regions, windows)  # type: ignore[no-untyped-call]
+        return define(x, maker.filters(x.shape[1]), guide, regions, windows)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *maker, guide)):
+        made: Tensor = _Regions.apply(x, *maker, guide, regions, windows)  # type: ignore[no-untyped-call]
         return made
-    return forward(x, filters, regions, windows)
+    return forward(x, maker, regions, windows)
+
+
+def forward(x: Tensor, maker: Maker, regions: Tensor, windows: Windows) -> Tensor:
+    """Return y, by filters that are made where they are worth it."""
+    if pays(maker.regions, regions[:1].numel(), prod(windows.kernel)):
+        return region_factors.forward(x, maker, regions, windows)
+    return region_passes.forward(x, maker.filters(x.shape[1]), regions, windows)
+
+
+def backward(
+    grad: Tensor, x: Tensor, maker: Maker, guide: Tensor, regions: Tensor, windows: Windows, wants: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x, hidden, weight, bias and guide, those that ``wants`` has first, from that of y."""
+    if pays(maker.regions, regions[:1].numel(), prod(windows.kernel)):
+        return region_factors.backward(grad, x, maker, guide, regions, windows, wants)
+    leaves = [t.detach().requires_grad_(wanted) for t, wanted in zip(maker, wants[1:4], strict=True)]
+    with torch.enable_grad():
+        filters = Maker(*leaves).filters(x.shape[1])
+    parts = wants[0], filters.requires_grad, wants[4]
+    grad_x, made, grad_guide = region_passes.backward(grad, x, filters.detach(), guide, regions, windows, parts)
+    wanted = [t for t in leaves if t.requires_grad]
+    found = iter(() if made is None else torch.autograd.grad(filters, wanted, made))
+    return grad_x, *(next(found) if t.requires_grad else None for t in leaves), grad_guide
 
 
 class _Regions(torch.autograd.Function):
     """`define`, region by region."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, filters: Tensor, guide: Tensor, regions: Tensor, windows: Windows) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        guide: Tensor,
+        regions: Tensor,
+        windows: Windows,
+    ) -> Tensor:
         ctx.windows = windows
-        ctx.save_for_backward(x, filters, guide, regions)
-        return forward(x, filters, regions, windows)
+        ctx.save_for_backward(x, hidden, weight, bias, guide, regions)
+        return forward(x, Maker(hidden, weight, bias), regions, windows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
+        (grad,), wants = grads, ctx.needs_input_grad[:5]
+        *inputs, regions = ctx.saved_tensors
         if torch.is_grad_enabled() or needs_plain_operations() or torch._C._functorch.is_legacy_batchedtensor(grad):
-            define_by = partial(_defined, regions=ctx.saved_tensors[3], windows=ctx.windows)
-            return (*through_definition(define_by, ctx.saved_tensors[:3], ctx.needs_input_grad[:3], grads), None, None)
-        x, filters, guide, regions = ctx.saved_tensors
-        return (*backward(grad, x, filters, guide, regions, ctx.windows, ctx.needs_input_grad), None, None)
+            define_by = partial(_defined, regions=regions, windows=ctx.windows)
+            return (*through_definition(define_by, inputs, wants, grads), None, None)
+        x, hidden, weight, bias, guide = inputs
+        return (*backward(grad, x, Maker(hidden, weight, bias), guide, regions, ctx.windows, wants), None, None)
 
 
-def _defined(x: Tensor, filters: Tensor, guide: Tensor, regions: Tensor, windows: Windows) -> tuple[Tensor]:
-    return (define(x, filters, guide, regions, windows),)
+def _defined(
+    x: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, guide: Tensor, regions: Tensor, windows: Windows
+) -> tuple[Tensor]:
+    return (define(x, Maker(hidden, weight, bias).filters(x.shape[1]), guide, regions, windows),)
 
 
 # The same for torch.compile, whose graphs cannot hold a number of positions that is known when it has been counted.
 _SIZES = "int[] kernel, int[] stride, int[] padding, int[] dilation"
-_INPUTS = "Tensor x, Tensor filters, Tensor guide, Tensor regions"
+_INPUTS = "Tensor x, Tensor hidden, Tensor weight, Tensor bias, Tensor guide, Tensor regions"
 
 
 @torch.library.custom_op("stones::regions", mutates_args=(), schema=f"({_INPUTS}, {_SIZES}) -> Tensor")
-def operator(x: Tensor, filters: Tensor, guide: Tensor, regions: Tensor, *windows: Sequence[int]) -> Tensor:
+def operator(x: Tensor, *inputs: Any) -> Tensor:
     """Return `forward` as one operation of a compiled graph."""
-    return forward(x, filters, regions, Windows(*map(tuple, windows)))
+    hidden, weight, bias, _, regions, *windows = inputs
+    return forward(x, Maker(hidden, weight, bias), regions, Windows(*map(tuple, windows)))
 
 
 @torch.library.custom_op(
     "stones::regions_backward",
     mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, {_SIZES}, bool[] wants) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor grad, {_INPUTS}, {_SIZES}, bool[] wants) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _operator_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    x, filters, guide, regions, *windows, wants = inputs
-    found = backward(grad, x, filters, guide, regions, Windows(*map(tuple, windows)), wants)
+    x, hidden, weight, bias, guide, regions, *windows, wants = inputs
+    maker, sizes = Maker(hidden, weight, bias), Windows(*map(tuple, windows))
+    found = backward(grad, x, maker, guide, regions, sizes, wants)
     return tuple(grad.new_empty(0) if each is None else each.contiguous() for each in found)
 
 
 @operator.register_fake
-def _(x: Tensor, filters: Tensor, guide: Tensor, regions: Tensor, *windows: Sequence[int]) -> Tensor:
-    shape = (x.shape[0], filters.shape[4], regions.shape[1], regions.shape[2])
+def _(x: Tensor, *inputs: Any) -> Tensor:
+    _, _, bias, guide, regions, *_ = inputs
+    outputs = bias.shape[0] // (guide.shape[1] * x.shape[1])
+    shape = (x.shape[0], outputs, regions.shape[1], regions.shape[2])
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 @_operator_backward.register_fake
 def _(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    pairs = zip(inputs[:3], inputs[-1], strict=True)
+    pairs = zip(inputs[:5], inputs[-1], strict=True)
     return tuple(
         torch.empty_like(t, memory_format=torch.contiguous_format) if w else grad.new_empty(0) for t, w in pairs
     )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.windows = inputs[4:]
-    ctx.save_for_backward(*inputs[:4])
+    ctx.windows = inputs[6:]
+    ctx.save_for_backward(*inputs[:6])
 
 
 def _derive(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wants = ctx.needs_input_grad[:3]
+    wants = ctx.needs_input_grad[:5]
     found = _operator_backward(grad, *ctx.saved_tensors, *ctx.windows, wants)
     return (*(t if wanted else None for t, wanted in zip(found, wants, strict=True)), *(None,) * 5)
 

@@ -8,9 +8,11 @@ import torch
 from harness import assert_near, assert_same, normal, run
 from torch.nn import functional as F
 
+from layers import region_factors, region_passes
 from layers.conv.drconv import DRConv2d
 from layers.observe import observing
-from layers.region_passes import Windows, backward, define, forward
+from layers.region_factors import Maker
+from layers.region_passes import Windows, define
 from layers.regions import choice, operator, region_convolution
 from profiles.counting.flops import Counting
 from profiles.counting.workspace import workspace
@@ -26,14 +28,15 @@ GEOMETRIES = [
 ]
 
 
-def tensors(windows, seed=0, guide=None):
-    """x, filters and guide for ``windows``."""
+def tensors(windows, seed=0, guide=None, outputs=OUTPUTS):
+    """x, guide and what filters are made from for ``windows``."""
     x = normal((2, C, 6, 7), seed=seed)
     kernel, stride, padding, dilation = windows
     sizes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
-    filters = normal((M, 2, kernel[0] * kernel[1], C, OUTPUTS), seed=seed + 1)
-    return x, filters, normal((2, M, *size), seed=seed + 2) if guide is None else guide.expand(2, M, *size)
+    shapes = ((2, M * M, *kernel), (M * C * outputs, M, 1, 1), (M * C * outputs,))
+    maker = Maker(*(normal(shape, seed=seed + 3 + i) for i, shape in enumerate(shapes)))
+    return x, normal((2, M, *size), seed=seed + 2) if guide is None else guide.expand(2, M, *size), maker
 
 
 @pytest.mark.parametrize("windows", GEOMETRIES)
@@ -41,32 +44,54 @@ def tensors(windows, seed=0, guide=None):
     "wants", [(True, True, True), (False, True, False), (True, False, False), (False, False, True)]
 )
 def test_the_passes_compute_the_definition(windows, wants):
-    leaves = [t.requires_grad_(wanted) for t, wanted in zip(tensors(windows), wants, strict=True)]
-    regions = choice(leaves[2])
+    x, guide, maker = tensors(windows)
+    leaves = [t.requires_grad_(wanted) for t, wanted in zip((x, maker.filters(C), guide), wants, strict=True)]
+    regions = choice(guide)
     y = define(*leaves, regions, windows)
     upstream = normal(y.shape, seed=7)
-    alive = [leaf for leaf in leaves if leaf.requires_grad]
-    wanted = iter(torch.autograd.grad(y, alive, upstream))
+    wanted = iter(torch.autograd.grad(y, [leaf for leaf in leaves if leaf.requires_grad], upstream))
     x, filters, guide = (leaf.detach() for leaf in leaves)
-    assert_near(forward(x, filters, regions, windows), y.detach(), 1e-13)
-    for found, alive in zip(backward(upstream, x, filters, guide, regions, windows, wants), wants, strict=True):
+    assert_near(region_passes.forward(x, filters, regions, windows), y.detach(), 1e-13)
+    gradients = region_passes.backward(upstream, x, filters, guide, regions, windows, wants)
+    for found, alive in zip(gradients, wants, strict=True):
+        assert (found is not None) == alive
+        if alive:
+            assert_near(found, next(wanted), 1e-12)
+
+
+@pytest.mark.parametrize("outputs", [OUTPUTS, 400])  # sample by sample, and both at once, which the weights outnumber
+@pytest.mark.parametrize("windows", GEOMETRIES)
+@pytest.mark.parametrize("wants", [(True,) * 5, *(tuple(i == j for i in range(5)) for j in range(5))])
+def test_the_passes_without_filters_compute_the_definition(windows, wants, outputs):
+    x, guide, maker = tensors(windows, outputs=outputs)
+    leaves = [t.requires_grad_(wanted) for t, wanted in zip((x, *maker, guide), wants, strict=True)]
+    regions = choice(guide)
+    y = define(x, maker.filters(C), guide, regions, windows)
+    upstream = normal(y.shape, seed=7)
+    wanted = iter(torch.autograd.grad(y, [leaf for leaf in leaves if leaf.requires_grad], upstream))
+    x, *parts, guide = (leaf.detach() for leaf in leaves)
+    assert_near(region_factors.forward(x, Maker(*parts), regions, windows), y.detach(), 1e-13)
+    gradients = region_factors.backward(upstream, x, Maker(*parts), guide, regions, windows, wants)
+    for found, alive in zip(gradients, wants, strict=True):
         assert (found is not None) == alive
         if alive:
             assert_near(found, next(wanted), 1e-12)
 
 
 @pytest.mark.parametrize("only", range(M))
-def test_a_region_without_positions_costs_nothing_and_its_filters_get_no_gradient(only):
+@pytest.mark.parametrize("windows", GEOMETRIES[:2])  # without filters and by filters
+def test_a_region_without_positions_costs_nothing_and_its_filters_get_no_gradient(only, windows):
     guide = torch.zeros(M, 1, 1, dtype=torch.float64)
     guide[only] = 1
-    x, filters, guide = tensors(GEOMETRIES[0], guide=guide)
-    filters.requires_grad_()
-    y = region_convolution(x, filters, guide, choice(guide), GEOMETRIES[0])
-    kernels = filters[only].permute(0, 3, 2, 1).unflatten(3, (3, 3))
-    alone = torch.cat([F.conv2d(image[None], kernel, padding=1) for image, kernel in zip(x, kernels, strict=True)])
+    x, guide, maker = tensors(windows, guide=guide)
+    maker.weight.requires_grad_()
+    y = region_convolution(x, maker, guide, choice(guide), windows)
+    kernels = maker.filters(C)[only].permute(0, 3, 2, 1).unflatten(3, windows.kernel)
+    pairs = zip(x, kernels, strict=True)
+    alone = torch.cat([F.conv2d(image[None], kernel, padding=windows.padding) for image, kernel in pairs])
     assert_near(y, alone, 1e-13)
-    (found,) = torch.autograd.grad(y.sum(), filters)
-    assert [bool(each.any()) for each in found] == [region == only for region in range(M)]
+    (found,) = torch.autograd.grad(y.sum(), maker.weight)
+    assert [bool(each.any()) for each in found.chunk(M)] == [region == only for region in range(M)]
 
 
 def products(f):
@@ -77,19 +102,22 @@ def products(f):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_inference_executes_one_convolution_whatever_the_regions(train):
+def test_inference_multiplies_by_the_filters_that_are_chosen_alone(train):
     x = normal((2, C, 6, 7), dtype=torch.float32)
-    for m in (1, 2, 8):
-        layer = DRConv2d(C, OUTPUTS, padding=1, regions=m).train(train)
+    for m, kernel, deep in ((1, 3, 2), (2, 3, 3), (8, 3, 9), (1, 1, 1), (2, 1, 1), (8, 1, 9)):  # m + 1, or the taps
+        layer = DRConv2d(C, OUTPUTS, kernel, padding=kernel // 2, regions=m).train(train)
         with torch.no_grad():
-            assert products(lambda layer=layer: layer(x)) == 2 * (2 * 6 * 7) * OUTPUTS * (9 * C)
+            assert products(lambda layer=layer: layer(x)) == 2 * (2 * 6 * 7) * OUTPUTS * (deep * C)
 
 
-def test_backward_is_m_fold_for_the_guide_alone():
-    x, layer = normal((2, C, 6, 7), dtype=torch.float32).requires_grad_(), DRConv2d(C, OUTPUTS, padding=1, regions=5)
-    one = 2 * (2 * 6 * 7) * OUTPUTS * (9 * C)
-    assert products(layer(x).sum().backward) == (5 + 2) * one
+@pytest.mark.parametrize(("kernel", "deep", "whole"), [(3, 6, 5 + 1), (1, 1, 5 + 2)])
+def test_backward_is_m_fold_for_the_guide_alone(kernel, deep, whole):
+    x = normal((2, C, 6, 7), dtype=torch.float32).requires_grad_()
+    layer = DRConv2d(C, OUTPUTS, kernel, padding=kernel // 2, regions=5)
+    one = 2 * (2 * 6 * 7) * OUTPUTS * (deep * C)
+    assert products(layer(x).sum().backward) == whole * one
     layer.guide.requires_grad_(False)
+    layer.squeeze.requires_grad_(False)
     assert products(layer(x.detach()).sum().backward) == one
 
 
@@ -164,9 +192,10 @@ def test_batched_gradients_and_maps_over_samples_are_right():
 
 def test_the_operator_keeps_torchs_rules():
     windows = GEOMETRIES[3]
-    x, filters, guide = (t.requires_grad_() for t in tensors(windows))
+    x, guide, maker = tensors(windows)
+    leaves = [t.requires_grad_() for t in (x, *maker, guide)]
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")  # compiling is a promise of every layer
-    torch.library.opcheck(operator, (x, filters, guide, choice(guide), *map(list, windows)), test_utils=checks)
+    torch.library.opcheck(operator, (*leaves, choice(guide), *map(list, windows)), test_utils=checks)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler

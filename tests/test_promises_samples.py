@@ -18,12 +18,12 @@ def changed(case, layer, x, sample=0):
 
 
 def meets(case):
-    """Whether changing one sample changes the output of another."""
+    """Whether changing one sample changes the output of another by more than the order of a sum does."""
     for shape in case.shapes():
         before, after = changed(case, case.layer(), normal(shape, seed=1))
         if len(before) != len(normal(shape)):  # the first axis of the output is not that of the samples
             return True
-        if not torch.equal(before[1:], after[1:]):
+        if not torch.allclose(before[1:], after[1:], rtol=0, atol=1e-13 * before.abs().max().item()):
             return True
     return False
 

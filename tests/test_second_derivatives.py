@@ -10,6 +10,7 @@ from compared import randn
 from harness import Case, assert_near, cases, normal, pure
 
 from layers import positions, windows
+from layers.region_factors import Maker
 from layers.region_passes import Windows
 from layers.regions import choice, region_convolution
 
@@ -44,7 +45,8 @@ def standardized_positions(x):
 def regions(x):
     guide = filters(x, 1, 2, 2, 2) * x[:, :2, 1:, 1:]
     sizes = Windows((2, 2), (1, 1), (0, 0), (1, 1))
-    return region_convolution(x, filters(x, 2, 2, 4, 3, 2), guide, choice(guide), sizes)
+    maker = Maker(filters(x, 2, 4, 2, 2), filters(x, 12, 2, 1, 1), filters(x, 12))
+    return region_convolution(x, maker, guide, choice(guide), sizes)
 
 
 @pytest.mark.parametrize("f", [standardized_windows, standardized_positions, regions])

@@ -12,8 +12,9 @@ Backward: W and x see the regions as they were chosen, the guide as if the filte
 (section 3), so the gradient is not the derivative of the output, which jumps where the choice does. Derived again,
 the same rule is applied again.
 
-Public code computes all m outputs and selects. Here each position meets its own filter only (layers/regions.py); what
-the guide needs of the others is computed in backward alone.
+Public code computes all m outputs and selects. Here each position meets its own filter only (layers/regions.py), on
+small maps without its being made (layers/region_factors.py); what the guide needs of the others is computed in backward
+alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from layers.convolution import admitted, options_among, refuse_windows
 from layers.moments import widened
 from layers.observe import observe
 from layers.pooling import convolve, is_last
+from layers.region_factors import Maker
 from layers.region_passes import Windows
 from layers.region_proofs import (
     alike,
@@ -73,9 +75,16 @@ card = Card(
         "pooled": "N*C*(H + KH - gcd(H, KH))*(W + KW - gcd(W, KW))",
         # The guide and the network that makes filters, and what the guide needs backward.
         "side": "Q*(2*m*I + 2*m - 1) + pooled + 2*N*I*m*m + 2*hidden + (2*m + 1)*made",
-        "side_backward": "m*(4*Q*I + Q - 1) + N*I*(KH*KW > 1) + pooled + 4*N*I*m*m + 4*hidden - m*m + (4*m + 1)*made "
-        "- m*C*O",
+        "side_backward": "m*(4*Q*I + Q - 1) + N*I*(KH*KW > 1) + pooled + 4*N*I*m*m + 4*hidden - m*m",
         "mixing": "(m > 1)*Q*(2*m*O*I + 2*m*O + 8*m - 3)",
+        "by_filters": "4*Q*O*I + (4*m + 1)*made - m*C*O + mixing",
+        # On small maps no filters are made: what a position sees is mixed, blocks of samples at a time.
+        "is_small": "HO*WO <= 7*m*KH*KW",
+        "mixed": "2*Q*(m + 1)*C*KH*KW",
+        "product": "2*Q*(m + 1)*C*O + mixed",
+        "block": "max(1, m*m*O // max(1, HO*WO*max(KH*KW, m + 1)))",
+        "without": "(m + 1)*product + mixed + Q*(m + 1)*KH*KW + (m > 1)*Q*(2*m*(m + 1)*KH*KW + 8*m - 3) "
+        "+ (N > block)*((N + block - 1) // block)*(m + 1)*m*C*O",
     },
     rules=WINDOWED_RULES,
     statistics=(
@@ -84,12 +93,17 @@ card = Card(
         Stat("filters", ("N", "m", "O", "C", "KH", "KW"), "N×m×O×C×KH×KW"),
     ),
     params="weights",
-    flops=Flops("2*Q*O*I + side", "4*Q*O*I + side_backward + mixing"),
-    executed=Flops("2*Q*O*I + side", "4*Q*O*I + side_backward + mixing + Q*I + 2*E"),
+    flops=Flops("2*Q*O*I + side", "side_backward + by_filters"),
+    executed=Flops(
+        "side + (product - (2*m + 1)*made if is_small else 2*Q*O*I)",
+        "side_backward + Q*I + 2*E + (without if is_small else by_filters + (2*m + 1)*made)",
+    ),
     explained="Each position meets one filter, forward, in training too: the products with all m that public "
     "code selects from are not computed. Backward the guide needs them; x gets the sums of its windows and of three "
-    "paths, which the definition leaves out. fvcore traces plain operations, m-fold, and counts one per multiply-add.",
-    saved="4*E + 4*made + 4*m*Q + 8*Q + 4*N*I + 4*hidden*(1 + (N > 1 and m > 1 and KH*KW > 1))",
+    "paths, which the definition leaves out. Backward makes the filters again. Of up to 7·m·KH·KW positions they would "
+    "be most of the work and are never made: windows are mixed instead, which are then (m + 1)·C deep. fvcore traces "
+    "plain operations, m-fold, and counts one per multiply-add.",
+    saved="4*E + 4*m*Q + 8*Q + 4*N*I + 4*hidden",
     traffic=Flops("B*(E + weights + Q*O)", "B*(2*E + 2*weights + Q*O)"),
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
@@ -120,7 +134,9 @@ card = Card(
         "executes: m times as many multiply-adds. In training the guide's gradient needs the other products anyway.",
         "The outputs of its last convolution are ordered region, output, input channel; here region, input, output: "
         "weight.view(m, O, C, m).transpose(1, 2).reshape(expand.weight.shape) takes one to the other.",
-        "The filters are N×m×O×I numbers, here 8·8·64·576, 9 MiB in float32 beside 2 MiB of data at 8×64×32×32.",
+        "The filters are N×m×O×I numbers, here 8·8·64·576, 9 MiB in float32 beside 2 MiB of data at 8×64×32×32, and "
+        "576 MiB beside 0.8 at 8×512×7×7. There they need not be made: what a position sees of one channel, KH×KW "
+        "numbers, is mixed to m + 1 by what mixes the filters.",
         "Neither paper nor code says how to start G: with torch's initial values the filters have a standard deviation "
         "near 0.35 at m = 8, six times He's at I = 576. A normalization has to follow, as in the paper's networks.",
         "Nor is its translation-invariance kept: the guide moves with the image, but the filters come from a KH×KW "
@@ -189,11 +205,11 @@ class DRConv2d(Layer):
         data = admitted(type(self).__name__, x, self.guide.weight)
         with full_precision(x):
             wide = widened(data)
-            guide, filters = convolve(self.guide, wide), self.filters(wide)
+            guide, maker = convolve(self.guide, wide), self.maker(wide)
             windows = Windows(self.kernel_size, self.stride, self.padding, self.dilation)
             regions = choice(guide)
-            y = region_convolution(data, filters, guide, regions, windows)
-        observe(guide=guide, region=regions, filters=self.kernels(filters))
+            y = region_convolution(data, maker, guide, regions, windows)
+            observe(guide=guide, region=regions, filters=lambda: self.kernels(maker.filters(self.in_channels)))
         return y.contiguous(memory_format=torch.channels_last if is_last(x) else torch.contiguous_format)
 
     def check_input(self, x: Tensor) -> None:
@@ -202,16 +218,14 @@ class DRConv2d(Layer):
         self.refuse_no_positions(x)
         refuse_windows(type(self).__name__, x, self.kernel_size, self.dilation, self.padding)
 
+    def maker(self, x: Tensor) -> Maker:
+        """Return what the filters for ``x`` are made from: the network's hidden layer, in the dtype of ``x``."""
+        hidden = convolve(self.squeeze, F.adaptive_avg_pool2d(x, self.kernel_size)).sigmoid()
+        return Maker(hidden, self.expand.weight, cast("Tensor", self.expand.bias))
+
     def filters(self, x: Tensor) -> Tensor:
         """Return the filters (m, N, KH·KW, C, O) that are made from ``x``, in its dtype."""
-        m, n, outputs = self.regions, x.shape[0], self.out_channels
-        hidden = convolve(self.squeeze, F.adaptive_avg_pool2d(x, self.kernel_size)).sigmoid()
-        taps = hidden.shape[2] * hidden.shape[3]
-        # (m, N·K, m) times (m, m, C·O): the filters of a region and sample are a matrix (K·C, O), nothing is permuted.
-        rows = hidden.view(n, m, m, taps).permute(1, 0, 3, 2).reshape(m, n * taps, m)
-        weight = self.expand.weight.to(x.dtype).view(m, self.in_channels * outputs, m)
-        bias = cast("Tensor", self.expand.bias).to(x.dtype).view(m, 1, self.in_channels * outputs)
-        return torch.baddbmm(bias, rows, weight.transpose(1, 2)).view(m, n, taps, self.in_channels, outputs)
+        return self.maker(x).filters(self.in_channels)
 
     def kernels(self, filters: Tensor) -> Tensor:
         """View ``filters`` as (N, m, O, C, KH, KW)."""
