@@ -161,7 +161,8 @@ class MecConv2d(GemmConvolution):
         for first, length, factor in _parts(lowered.shape[4], filters, geometry):
             for group in range(groups):
                 shown = panels(lowered, group, first, length, high, geometry.stride[0])
-                products[:, :, group].baddbmm_(shown, factor[group].T.expand(high, -1, -1), beta=beta)
+                for product, panel in zip(products[:, :, group], shown, strict=True):  # at once they would be copied
+                    product.addmm_(panel, factor[group].T, beta=beta)
             beta = 1
         return y
 
