@@ -77,12 +77,13 @@ CONVOLUTION_RULES = (
 ALGORITHM_FLOPS = Flops("2*Q*O*I + (Q*O if bias else 0)", "4*Q*O*I + (Q*O - O if bias else 0)")
 LOWERED_FLOPS = Flops(
     "2*Q*O*I + (Q*O if bias else 0)",
-    "4*Q*O*I + O*I*N + (Q*O - O if bias else 0) + (0 if pointwise else N*C*met) + unpad",
+    "4*Q*O*I + O*I*together + (Q*O - O if bias else 0) + (0 if pointwise else N*C*met) + unpad",
 )
 ALGORITHM_CLAIMS = (Claim(holds=(), why="It is a convolution: no scale and no shift of weights or data goes unseen."),)
 # Of the algorithms, whose workspace is stated for zeros as padding: HP×WP is the padded input, HG×WG what the algorithm
 # is given, met the elements of all windows that are no padding. In bytes: packed, filters with their axes in another
-# order; turned and turned_back, input and output as they change between channels-first and channels-last.
+# order; turned and turned_back, input and output as they change between channels-first and channels-last. The gradients
+# of those that lower take images together, of up to 2²¹ numbers.
 ALGORITHM_SYMBOLS = {
     **CONVOLUTION_SYMBOLS,
     "HP": "H + 2*axis(padding, 0)",
@@ -94,6 +95,8 @@ ALGORITHM_SYMBOLS = {
     "turned": "E*B if C > 1 and S > 1 else 0",
     "turned_back": "Q*O*B if O > 1 and HO*WO > 1 else 0",
     "packed": "O*I*B if KH*KW > 1 and C > groups else 0",
+    "columns": "max(1, C*KH*KW*HO*WO)",
+    "together": "(N + max(1, 2097152 // columns) - 1) // max(1, 2097152 // columns)",
     "met": "inside(HG, KH, axis(stride, 0), 0 if HG > H else axis(padding, 0), axis(dilation, 0)) * "
     "inside(WG, KW, axis(stride, 1), 0 if WG > W else axis(padding, 1), axis(dilation, 1))",
 }

@@ -5,7 +5,7 @@ An algorithm is a function that makes y from x and W and allocates what its pape
 else. What is shared stands here: the layer around it, the gradients, and how y starts.
 
 Gradients. Algorithms that lower x to a matrix of patches have those of the product, with the matrix made again:
-∂L/∂W = g·patchesᵀ and ∂L/∂x = col2im(Wᵀ·g), image by image. The others go tap by tap and lower nothing:
+∂L/∂W = g·patchesᵀ and ∂L/∂x = col2im(Wᵀ·g), small images together. The others go tap by tap and lower nothing:
 ∂L/∂x[shifted] += W_tapᵀ g, ∂L/∂W_tap = g·x[shifted]ᵀ. Second derivatives are torch's.
 
 Under torch.compile, tracing and functorch, which see through plain operations only, it is torch's own convolution.
@@ -24,6 +24,8 @@ from layers.moments import as_laid_out, needs_plain_operations, wide_dtype
 
 Pair = tuple[int, int]
 Tap = tuple[int, int, tuple[slice, slice], tuple[slice, slice]]
+TOGETHER = 1 << 21  # numbers of the patches of as many images as are multiplied together, for the gradients
+FEW = 128  # columns: a product with fewer is slow, and one for all images of a batch is worth turning its result
 
 
 class Geometry(NamedTuple):
@@ -171,49 +173,59 @@ def patches(x: Tensor, geometry: Geometry, out: Tensor | None = None) -> Tensor:
 
 
 def patch_matrix(x: Tensor, geometry: Geometry) -> Tensor:
-    """Return room for the patches of ``x`` (N, C, H, W), 0 where padding is met, for these and others of its shape."""
+    """Return room for the patches of ``x`` (N, C, H, W), 0 where padding is met, for these and others of its shape.
+
+    In memory a row has all images, so that (C·KH·KW, N·HO·WO) is a view of it.
+    """
     (high, wide), (kh, kw) = geometry.output(*x.shape[2:]), geometry.kernel
     make = x.new_zeros if any(geometry.padding) else x.new_empty
-    return make(x.shape[0], x.shape[1] * kh * kw, high * wide)
+    return make(x.shape[1] * kh * kw, x.shape[0], high * wide).transpose(0, 1)
 
 
 def lowered_gradients(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wants: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return ∂L/∂x and ∂L/∂W, where wanted, by products with matrices of patches, image by image.
+    """Return ∂L/∂x and ∂L/∂W, where wanted, by products with matrices of patches, small images together.
 
     Half precision adds up in float32: over the images of a batch rounded sums would stop to grow.
     """
-    wide = wide_dtype(x.dtype)
     groups, positions = geometry.groups, grad[0, 0].numel() if len(grad) else 0
     filters = weight.reshape(groups, weight.shape[0] // groups, -1)  # (G, O/G, I)
-    grads = grad.contiguous().view(len(x), *filters.shape[:2], positions)
-    images = x.contiguous()
+    images, step = x.contiguous(), max(1, TOGETHER // max(1, groups * filters.shape[2] * positions))
+    wide = x.dtype if step >= len(x) and adds_in_float32(x) else wide_dtype(x.dtype)
     grad_x = torch.empty_like(images) if wants[0] else None
     grad_filters = torch.zeros_like(filters, dtype=wide) if wants[1] else None
-    matrix = None if geometry.is_pointwise else patch_matrix(x[:1], geometry)
-    for n in range(len(x)):
+    matrix = None if geometry.is_pointwise or grad_filters is None else patch_matrix(images[:step], geometry)
+    for n in range(0, len(x), step):
+        part, upstream = images[n : n + step], grad[n : n + step]
+        upstream = upstream.transpose(0, 1).reshape(*filters.shape[:2], -1)  # (G, O/G, n·P)
         if grad_filters is not None:
-            lowered = patches(images[n : n + 1], geometry, matrix).view(groups, -1, positions)
-            grad_filters.baddbmm_(grads[n].to(wide), lowered.transpose(1, 2).to(wide))
+            room = None if matrix is None else matrix[: len(part)]
+            columns = patches(part, geometry, room).transpose(0, 1).reshape(groups, -1, upstream.shape[2])
+            grad_filters.baddbmm_(upstream.to(wide), columns.transpose(1, 2).to(wide))
         if grad_x is not None:
-            _add_patches(torch.bmm(filters.transpose(1, 2), grads[n]), grad_x[n], geometry)
+            _add_patches(torch.bmm(filters.transpose(1, 2), upstream), grad_x[n : n + step], geometry)
     return grad_x, None if grad_filters is None else grad_filters.view(weight.shape).to(weight.dtype)
 
 
-def _add_patches(columns: Tensor, image: Tensor, geometry: Geometry) -> None:
-    """Add the columns up where their patches lay in ``image`` (C, H, W): col2im, the adjoint of `patches`."""
-    channels, *size = image.shape
+def adds_in_float32(x: Tensor) -> bool:
+    """Whether a product of matrices like ``x`` is a sum in float32, rounded once and as fast as it can be."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+def _add_patches(columns: Tensor, images: Tensor, geometry: Geometry) -> None:
+    """Add the columns (…, N·HO·WO) up where their patches lay in ``images`` (N, C, H, W): the adjoint of `patches`."""
+    n, channels, *size = images.shape
     if geometry.is_pointwise:
-        image.copy_(columns.view_as(image))
+        images.copy_(columns.view(channels, n, *size).transpose(0, 1))
         return
-    cells = columns.view(channels, *geometry.kernel, *geometry.output(*size))
-    dtype = wide_dtype(image.dtype)
-    sums = image.zero_() if dtype == image.dtype else torch.zeros_like(image, dtype=dtype)
+    cells = columns.view(channels, *geometry.kernel, n, *geometry.output(*size)).permute(3, 0, 1, 2, 4, 5)
+    dtype = wide_dtype(images.dtype)
+    sums = images.zero_() if dtype == images.dtype else torch.zeros_like(images, dtype=dtype)
     for i, j, (rows, across), (high, wide) in geometry.taps(*size):
-        sums[:, rows, across] += cells[:, i, j, high, wide]
-    if sums is not image:
-        image.copy_(sums)
+        sums[:, :, rows, across] += cells[:, :, i, j, high, wide]
+    if sums is not images:
+        images.copy_(sums)
 
 
 def tapwise_gradients(
@@ -222,11 +234,13 @@ def tapwise_gradients(
     """Return ∂L/∂x and ∂L/∂W, where wanted, tap by tap, without lowering; half precision adds up in float32."""
     groups, (outputs, inputs, kh, kw) = geometry.groups, weight.shape
     wide = wide_dtype(x.dtype)
-    channels = x.permute(0, 2, 3, 1).to(wide).contiguous()
-    grads = grad.permute(0, 2, 3, 1).to(wide).contiguous()
-    filters = weight.reshape(groups, outputs // groups, inputs, kh, kw).to(wide)
-    grad_x = torch.zeros_like(channels) if wants[0] else None
-    grad_filters = filters.new_zeros(kh, kw, groups, outputs // groups, inputs) if wants[1] else None
+    once = x.dtype if adds_in_float32(x) else wide  # a tap's gradient is one product; x gets a sum of them
+    channels = x.permute(0, 2, 3, 1).to(once).contiguous()
+    grads = grad.permute(0, 2, 3, 1).to(once).contiguous()
+    taps = weight.reshape(groups, outputs // groups, inputs, kh, kw).permute(3, 4, 0, 1, 2)
+    filters = taps.to(wide, memory_format=torch.contiguous_format) if wants[0] else taps
+    grad_x = torch.zeros_like(channels, dtype=wide) if wants[0] else None
+    grad_filters = torch.zeros_like(taps, dtype=once, memory_format=torch.contiguous_format) if wants[1] else None
     for i, j, (rows, columns), (high, across) in geometry.taps(*x.shape[2:]):
         g = grads[:, high, across].reshape(-1, groups, outputs // groups).transpose(0, 1)  # (G, M, O/G)
         if grad_filters is not None:
@@ -234,7 +248,7 @@ def tapwise_gradients(
             torch.bmm(g.transpose(1, 2), seen, out=grad_filters[i, j])
         if grad_x is not None:
             met = grad_x[:, rows, columns]
-            met += torch.bmm(g, filters[..., i, j]).transpose(0, 1).reshape(met.shape)
+            met += torch.bmm(g.to(wide), filters[i, j]).transpose(0, 1).reshape(met.shape)
     found = None if grad_filters is None else grad_filters.permute(2, 3, 4, 0, 1).reshape(weight.shape)
     return (
         None if grad_x is None else grad_x.permute(0, 3, 1, 2).to(x.dtype),

@@ -64,15 +64,16 @@ def multiply(y: Tensor, filters: Tensor, rows: Tensor, beta: int, last: bool) ->
     """Add the products of ``rows`` (N, R, WO, G, KH, KW, C/G) and ``filters`` (G, O/G, I) to β times ``y``.
 
     ``y`` is R rows of the output, (N, O, R, WO), of one image or all rows of a batch. Channels-last, where ``last``, it
-    is the product per group of the whole batch; else each image's is transposed.
+    is a product per group for the whole batch; else each image's is transposed.
     """
     groups, outputs, _ = filters.shape
     matrices = rows.flatten(4)  # (N, R, WO, G, I)
     if last:
-        matrices = matrices.flatten(0, 2)[None]
-        targets = y.permute(0, 2, 3, 1).view(*matrices.shape[:2], groups, outputs).permute(0, 2, 3, 1)
-    else:
-        matrices = matrices.flatten(1, 2)
-        targets = y.view(len(y), groups, outputs, matrices.shape[1])
-    for target, matrix in zip(targets, matrices.permute(0, 2, 3, 1), strict=True):
+        matrices = matrices.flatten(0, 2)
+        targets = y.permute(0, 2, 3, 1).view(len(matrices), groups, outputs)
+        for group, matrix in enumerate(filters):  # as a batch, bfloat16 has no fast kernel
+            targets[:, group].addmm_(matrices[:, group], matrix.T, beta=beta)
+        return
+    matrices = matrices.flatten(1, 2).permute(0, 2, 3, 1)
+    for target, matrix in zip(y.view(len(y), groups, outputs, matrices.shape[3]), matrices, strict=True):
         target.baddbmm_(filters, matrix, beta=beta)  # (G, O/G, R·WO)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from layers import gemm_convolution
 from layers.catalog import stone, stones
 from layers.dimensions import inside, meeting
 from profiles.counting.facts import inspect
@@ -72,3 +73,21 @@ def test_gradients_of_large_batches_in_half_precision_are_rounded_once(name, dty
     wanted(wide).backward(upstream.double() / 8)
     for found, exact in ((layer.weight.grad, wanted.weight.grad), (x.grad, wide.grad)):
         assert (found - exact).abs().max() <= 1.5 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("together", [1, gemm_convolution.TOGETHER])
+@pytest.mark.parametrize("size", [(5, 4), (12, 11)])  # positions few enough for one product of the batch, and more
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_is_torchs_convolution_on_small_and_on_larger_maps(name, size, together, monkeypatch):
+    monkeypatch.setattr(gemm_convolution, "TOGETHER", together)
+    for groups, layout in itertools.product((1, 2), (torch.contiguous_format, torch.channels_last)):
+        layer = stone(name).load()(4, 6, 3, padding=1, groups=groups, dtype=torch.float64)
+        plain = nn.Conv2d(4, 6, 3, padding=1, groups=groups, dtype=torch.float64)
+        plain.load_state_dict(layer.state_dict())
+        x = torch.randn(3, 4, *size, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+        found, wanted = (
+            (y, *torch.autograd.grad(y.sin().sum(), (x, *module.parameters())))
+            for module, y in ((layer, layer(x)), (plain, plain(x)))
+        )
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from layers.card import Card, Identity, Paper, Stat
 from layers.convolution import options_among
-from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, lowered_gradients, started
+from layers.gemm_convolution import FEW, GemmConvolution, Geometry, as_torch, lowered_gradients, started
 from layers.observe import observe
 from layers.pooling import is_last
 from layers.shared import (
@@ -55,6 +55,7 @@ card = Card(
         "last": "1 if nhwc and turned and padding_mode != 'circular' else 0",  # torch pads circularly channels-first
         "lowered": "0 if pointwise else Q*C*KH*KW*B",
         "padded": "N*C*HP*WP*B if zeros else 0",
+        "few": "not last and not pointwise and HO*WO < 128 and N > 1",
     },
     rules=CONVOLUTION_RULES,
     statistics=(
@@ -68,11 +69,12 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=ALGORITHM_FLOPS,
     executed=LOWERED_FLOPS,
-    explained="Backward the filters' gradient is added up image by image, O×I numbers each, and every element of a "
-    "patch that is no padding is added to the image. fvcore does not see into the custom backward and counts a "
-    "multiply-add as 1.",
+    explained="Backward the filters' gradient is added up over the images, small ones together, O×I numbers each "
+    "time, and every element of a patch that is no padding is added "
+    "to the image. fvcore does not see into the custom backward and counts a multiply-add as 1.",
     saved="4*kept",
-    workspace="None if padding_mode != 'zeros' else padded + lowered + (packed if last else 0)",
+    workspace="None if padding_mode != 'zeros' else max(padded + lowered + (packed if last else 0), turned_back if few "
+    "else 0)",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
@@ -138,6 +140,8 @@ class AsStridedConv2d(GemmConvolution):
         """Return y (N, O, HO, WO), laid out as x: the view of all patches, copied to a matrix, times W, per group."""
         last, groups = is_last(x), geometry.groups
         view = windows(zero_padded(x, geometry.padding, last), geometry)  # (N, C, KH, KW, HO, WO)
+        if not last and not geometry.is_pointwise and view.shape[4:].numel() < FEW:
+            return _together(view, weight, bias, groups)
         y = made_output(x, weight, geometry, last)
         beta = started(y, bias)
         if last:
@@ -153,6 +157,17 @@ class AsStridedConv2d(GemmConvolution):
             image.view(*filters.shape[:2], -1).baddbmm_(filters, patches.view(groups, filters.shape[2], -1), beta=beta)
         observe(matrix=columns)
         return y
+
+
+def _together(view: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    """Return y (N, O, HO, WO), in memory O, N, HO, WO, as one product for all images, of few positions each."""
+    matrix = view.permute(1, 2, 3, 0, 4, 5).clone(memory_format=torch.contiguous_format)  # (C, KH, KW, N, HO, WO)
+    made = weight.new_empty(len(weight), *matrix.shape[3:])
+    beta = started(made.transpose(0, 1), bias)
+    filters = weight.reshape(groups, len(weight) // groups, -1)
+    made.view(*filters.shape[:2], -1).baddbmm_(filters, matrix.view(groups, filters.shape[2], -1), beta=beta)
+    observe(matrix=matrix.flatten(4).flatten(0, 2).transpose(0, 1))
+    return made.transpose(0, 1)
 
 
 def view_is_memory(layer: AsStridedConv2d, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -74,9 +74,9 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=ALGORITHM_FLOPS,
     executed=LOWERED_FLOPS,
-    explained="Backward the filters' gradient is added up image by image, O×I numbers each, and col2im adds every "
-    "element of a patch that is no padding to the image. fvcore does not see into the custom backward and counts a "
-    "multiply-add as 1.",
+    explained="Backward the filters' gradient is added up over the images, small ones together, O×I numbers each "
+    "time, and col2im adds every element of a patch that is no padding "
+    "to the image. fvcore does not see into the custom backward and counts a multiply-add as 1.",
     saved="4*kept",
     workspace="None if padding_mode != 'zeros' else max(turned + lowered, turned_back) if nhwc else lowered",
     traffic=CONVOLUTION_TRAFFIC,

@@ -13,13 +13,15 @@ product writes Yᵀ = W·x_rowᵀ, image by image: nothing is turned back.
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 from torch.nn.functional import unfold
 
 from layers.card import Card, Identity, Option, Paper, Stat
 from layers.convolution import options_among
-from layers.gemm_convolution import GemmConvolution, Geometry, as_torch, lowered_gradients, started
+from layers.gemm_convolution import FEW, GemmConvolution, Geometry, as_torch, lowered_gradients, started
 from layers.observe import observe, observing
 from layers.pooling import is_last
 from layers.shared import (
@@ -62,6 +64,7 @@ card = Card(
         "buffer": "N*HO if rows is None else min(rows, HO)",
         "lowered": "0 if pointwise else buffer*WO*C*KH*KW*B",
         "padded": "N*C*HP*WP*B if zeros else 0 if nhwc else turned",
+        "few": "rows is None and HO*WO < 128",
     },
     rules=CONVOLUTION_RULES,
     statistics=(
@@ -76,11 +79,12 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=ALGORITHM_FLOPS,
     executed=LOWERED_FLOPS,
-    explained="Backward the filters' gradient is added up image by image, O×I numbers each, and every element of a "
-    "patch that is no padding is added to the image. fvcore does not see into the custom backward and counts a "
-    "multiply-add as 1.",
+    explained="Backward the filters' gradient is added up over the images, small ones together, O×I numbers each "
+    "time, and every element of a patch that is no padding is added "
+    "to the image. fvcore does not see into the custom backward and counts a multiply-add as 1.",
     saved="4*kept",
-    workspace="None if padding_mode != 'zeros' else padded + packed + lowered",
+    workspace="None if padding_mode != 'zeros' else max(padded + packed + lowered, turned_back if few and not nhwc "
+    "else 0)",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
@@ -161,8 +165,12 @@ class Im2rowConv2d(GemmConvolution):
         super().__init__(card, in_channels, options_among(card, locals()), device=device, dtype=dtype)
 
     def algorithm(self, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        """Return y (N, O, HO, WO), laid out as x: block by block, patches (R·WO × I) times Wᵀ (I × O/G), per group."""
-        last, groups = is_last(x), geometry.groups
+        """Return y (N, O, HO, WO): block by block, patches (R·WO × I) times Wᵀ (I × O/G), per group.
+
+        It is laid out as x or, where an image has few positions, for the product of the whole batch.
+        """
+        groups, positions = geometry.groups, prod(geometry.output(*x.shape[2:]))
+        last = is_last(x) or (self.rows is None and positions < FEW)
         patches = as_rows(windows(zero_padded(x, geometry.padding, last=True), geometry), groups)
         filters = packed(weight, groups)
         y = made_output(x, weight, geometry, last)
