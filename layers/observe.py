@@ -30,6 +30,11 @@ def observe(**statistics: Tensor | Callable[[], Tensor]) -> None:
                     seen[name] = statistic()
 
 
+def is_watched() -> bool:
+    """Tell whether somebody watches: where a statistic is worked out for `observe` alone, it need not be otherwise."""
+    return not torch.compiler.is_compiling() and _watcher.get() is not None
+
+
 @contextmanager
 def observing() -> Iterator[dict[str, Tensor]]:
     """Collect the statistics that stones compute inside the block, by name (the last call wins)."""

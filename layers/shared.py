@@ -56,6 +56,14 @@ FILTERS = (
     "by one per multiply-add, and what its handles know of the rest."
 )
 
+POSITION_PASSES = (
+    "The data are first shifted by their own first channel, so that a large mean costs no digits; backward "
+    "standardizes again instead of keeping y. Rows take kernels that count a little otherwise."
+)
+
+# How the norms of one position take an input.
+POSITION_SYMBOLS = {"rows": "1 if nhwc or S == 1 or C == 1 else 0"}
+
 # Options that many stones share, so that they are spelt, bounded and explained alike.
 EPS = Option(name="eps", type=float, default=1e-5, gt=0, help="added to the variance, inside the root")
 AFFINE = Option(name="affine", type=bool, default=True, help="learn γ (weight) and β (bias) per channel")

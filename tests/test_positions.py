@@ -61,14 +61,29 @@ def test_where_the_batch_is_cut_makes_no_difference(monkeypatch):
     x, weight, bias = (randn(*shape, seed=3).requires_grad_() for shape in (SHAPE, SHAPE[1:2], SHAPE[1:2]))
     results = []
     for step in (SHAPE[0], 3, 1):
-        monkeypatch.setattr(positions, "CHUNK", math.ceil(step * x[0].numel() / torch.get_num_threads()))
-        assert len(list(positions._slices(x))) == math.ceil(SHAPE[0] / step)
+        monkeypatch.setattr(positions, "SLICE", math.ceil(step * x[0].numel() / torch.get_num_threads()))
+        assert positions._step(x) == step
         y = positions.standardize(x, weight, bias, Recipe(1e-5))[0]
         results.append((y, *gradients(y, (x, weight, bias), randn(*SHAPE, seed=4))))
 
     for tensors in results[1:]:
         for left, right in zip(tensors, results[0], strict=True):
             torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("gain", [(1.0, 0.0), (2.0, 0.1), (2.0, 0.0)], ids=str)
+def test_a_gain_multiplies_and_is_a_constant_in_backward(gain, layout):
+    x = LAYOUTS[layout](randn(*SHAPE) + 2).requires_grad_()
+    recipe = Recipe(1e-3, "std", unbiased=True, gain=gain)
+    sides = []
+    for outputs in (positions.standardize(x, None, None, recipe), positions._define(x, None, None, recipe)):
+        upstreams = [randn(*output.shape, seed=1) for output in outputs]
+        sides.append([*outputs, *torch.autograd.grad(outputs, x, upstreams, retain_graph=True)])
+        sides[-1] += torch.autograd.grad(outputs[0], x, upstreams[0])  # alone, which rows leave to a kernel
+
+    for left, right in zip(*sides, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("ratio", [1e3, 1e4, 1e6])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Rule, Stat
-from layers.observe import observe
-from layers.positions import Recipe, grid, standardize
-from layers.shared import POSITION_ROW
+from layers.observe import is_watched, observe
+from layers.positions import PLAIN, Recipe, grid, standardize
+from layers.shared import POSITION_PASSES, POSITION_ROW, POSITION_SYMBOLS
 
 card = Card(
     title="AdaNorm",
@@ -65,15 +65,22 @@ card = Card(
             source="the authors' code",
         ),
     ),
+    derived={
+        **POSITION_SYMBOLS,
+        "gain": "1 if k > 0 else 0",
+        "outside": "1 if eps_mode == 'std' else 0",
+        "turned": "1 if unbiased or eps_mode == 'std' or scale != 1 else 0",
+    },
     rules=(Rule("C > 1", "AdaNorm needs more than 1 channel: of one value nothing is left", "channels"),),
     statistics=(Stat("mean", ("N", "H", "W"), "N×H×W"), Stat("rstd", ("N", "H", "W"), "N×H×W")),
     flops=Flops("8*E + 2*N*S", "8*E"),
     executed=Flops(
-        "8*E + (3 if eps_mode == 'var' else 5)*N*S",
-        "11*E + (3 if eps_mode == 'var' else 7)*N*S",
+        "(6 + 3*gain)*E + (3 + 2*outside + (scale != 1) + 2*rows)*N*S",
+        "(9 + 3*gain)*E + (4 + 4*outside + gain + (scale != 1))*N*S if not rows"
+        " else (9 + 3*gain + turned)*E + (gain + 4*outside + (3 if unbiased or outside else 0) + 2*turned)*N*S",
     ),
-    explained="The backward standardizes again instead of keeping z in a third copy.",
-    saved="2*B*E + 8*N*S",
+    explained=POSITION_PASSES,
+    saved="B*E + 8*N*S",
     claims=(
         Claim(
             holds=POSITION_ROW,
@@ -137,14 +144,15 @@ class AdaNorm(Norm):
             "eps_mode": eps_mode,
         }
         super().__init__(card, channels, options, affine=False, device=device, dtype=dtype)
-        self.recipe = Recipe(self.eps, eps_mode, unbiased)
+        self.recipe = Recipe(self.eps, eps_mode, unbiased, gain=(self.scale, self.k))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x`` (N, C, *positions)."""
         self.check_input(x)
-        z, mean, rstd = standardize(x, None, None, self.recipe)
-        observe(mean=mean.reshape(grid(x)), rstd=rstd.reshape(grid(x)))
-        return z * self.gain(z)
+        y, mean, rstd = standardize(x, None, None, self.recipe)
+        if is_watched():
+            observe(mean=mean.reshape(grid(x)), rstd=rstd.reshape(grid(x)))
+        return y
 
     def gain(self, z: Tensor) -> Tensor:
         """Return φ(z), a constant in backward."""
@@ -162,7 +170,7 @@ def gradient_through_gain(layer: AdaNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return ∂L/∂x of y, and of z for an upstream gradient that φ(z) has multiplied."""
     x = x.detach().requires_grad_()
     upstream = (3 * x.detach()).cos() + 0.5
-    z, _, _ = standardize(x, None, None, layer.recipe)
+    z, _, _ = standardize(x, None, None, layer.recipe._replace(gain=PLAIN))
     (expected,) = torch.autograd.grad(z, x, upstream * layer.gain(z))
     (found,) = torch.autograd.grad(layer(x), x, upstream)
     return found, expected

@@ -22,7 +22,7 @@ from layers.group_norm import group_norm
 from layers.moments import Planes, pool
 from layers.observe import observe
 from layers.positions import Recipe, channels_innermost, grid, standardize
-from layers.shared import EPS, POSITION_ROW
+from layers.shared import EPS, POSITION_ROW, POSITION_SYMBOLS
 
 card = Card(
     title="Layer Normalization",
@@ -53,7 +53,11 @@ card = Card(
         Option(name="height", type=int, default=None, optional=True, ge=1, help="H for elementwise (L, or D·H in 5-d)"),
         Option(name="width", type=int, default=None, optional=True, ge=1, help="W for elementwise (none for L)"),
     ),
-    derived={"detached": "0 if detach == 'none' else 2 if detach == 'mean' else 4 if detach == 'std' else 6"},
+    derived={
+        **POSITION_SYMBOLS,
+        "detached": "0 if detach == 'none' else 2 if detach == 'mean' else 4 if detach == 'std' else 6",
+        "by_passes": "1 if axes == 'channel' and not rows else 0",
+    },
     rules=(
         Rule("axes == 'chw' or C > 1", "axes=channel needs more than 1 channel: of one value nothing is left", "axes"),
         Rule(
@@ -85,12 +89,13 @@ card = Card(
         "(7*E if affine == 'none' else 11*E - 2*C*(1 if affine == 'channel' else S)) - detached*E",
     ),
     executed=Flops(
-        "(8 if affine == 'channel' else 6)*E + 3*N*S if axes == 'channel' else (5 if affine == 'none' else 7)*E + 2*N",
-        "(14 if affine == 'channel' else 10)*E + 3*N*S if axes == 'channel'"
+        "(8 if affine == 'channel' else 6)*E + 3*N*S if by_passes"
+        " else (5 if affine == 'none' else 7)*E + 2*N*(S if axes == 'channel' else 1)",
+        "(14 if affine == 'channel' else 9)*E + 4*N*S if by_passes"
         " else 7*E if affine == 'none' else 11*E - 2*C*(1 if affine == 'channel' else S)",
     ),
-    explained="Over (C, H, W) torch's kernel does the definition. Per position the data are first shifted by their own "
-    "first channel, one operation per element more: a large mean costs no digits. Backward standardizes again.",
+    explained="Over (C, H, W), and of rows, torch's kernel does the definition. Else the data of a position are first "
+    "shifted by their own first channel, so that a large mean costs no digits; backward standardizes again.",
     saved="B*E + 8*N*(S if axes == 'channel' else 1)",
     stated="not unbiased and eps_mode == 'var' and detach == 'none'",
     claims=(

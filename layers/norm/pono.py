@@ -17,9 +17,9 @@ from torch import Tensor
 
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.observe import observe
+from layers.observe import is_watched, observe
 from layers.positions import Recipe, grid, standardize
-from layers.shared import EPS, POSITION_ROW
+from layers.shared import EPS, POSITION_PASSES, POSITION_ROW, POSITION_SYMBOLS
 
 card = Card(
     title="Positional Normalization",
@@ -52,15 +52,15 @@ card = Card(
             "channels",
         ),
     ),
+    derived=POSITION_SYMBOLS,
     statistics=(Stat("mean", ("N", "1", "H", "W"), "N×1×H×W"), Stat("std", ("N", "1", "H", "W"), "N×1×H×W")),
     flops=Flops("5*E + 2*N*S", "7*E"),
     executed=Flops(
-        "6*E + 4*N*S",
-        "10*E + 3*N*S",
+        "6*E + (4 + 2*rows)*N*S",
+        "9*E + 4*N*S if not rows else 10*E + 5*N*S if unbiased else 9*E",
     ),
-    explained="The data are first shifted by their own first channel, so that a large mean costs no digits; backward "
-    "standardizes again instead of keeping y.",
-    saved="B*E + 12*N*S",
+    explained=POSITION_PASSES,
+    saved="B*E + 8*N*S",
     claims=(
         Claim(
             holds=POSITION_ROW,
@@ -116,10 +116,10 @@ class PositionalNorm(Norm):
         """Normalize ``x`` (N, C, *positions)."""
         self.check_input(x)
         y, mean, rstd = standardize(x, None, None, self.recipe)
-        std = rstd.reciprocal()
-        n, h, w = grid(x)
-        observe(mean=mean.reshape(n, 1, h, w), std=std.reshape(n, 1, h, w))
-        return (y, mean, std) if self.return_stats else y
+        if is_watched():
+            n, h, w = grid(x)
+            observe(mean=mean.reshape(n, 1, h, w), std=rstd.detach().reciprocal().reshape(n, 1, h, w))
+        return (y, mean, rstd.reciprocal()) if self.return_stats else y
 
 
 def moment_shortcut(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
