@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
@@ -56,7 +55,7 @@ card = Card(
     ),
     executed=Flops(
         "3*E + (7 if track_running_stats else 4)*C if train or not track_running_stats else E + C",
-        "3*E + 6*C if train or not track_running_stats else (E - C if affine else 0)",
+        "3*E + (5 if affine else 4)*C if train or not track_running_stats else (E - C if affine else 0)",
     ),
     explained="Mean and bias are one shift per channel; the shift is added in float32 and rounded once.",
     saved="0",
@@ -161,29 +160,24 @@ class MeanOnlyBatchNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         """Centre ``x`` (N, C, *positions) by its batch in training, by the running mean in evaluation."""
         self.check_input(x)
-        shift = (
-            x.new_zeros(self.channels, dtype=wide_dtype(x.dtype))
-            if self.bias is None
-            else self.bias.to(wide_dtype(x.dtype))
-        )
+        wide = wide_dtype(x.dtype)
+        shift = None if self.bias is None else self.bias.to(wide)
         if not self.training and self.running_mean is not None:
-            return _shifted(x, shift - self.running_mean.to(shift.dtype))
+            mean = self.running_mean.to(wide)
+            return _shifted(x, -mean if shift is None else shift - mean)
         y, mean = _center(x, shift)
         observe(mean=mean)
-        self._update(mean.detach(), x.numel() // self.channels)
+        if self.training and self.running_mean is not None and x.numel():
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         return y
 
-    @torch.no_grad()
-    def _update(self, mean: Tensor, count: int) -> None:
-        if self.training and self.running_mean is not None and count:
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
 
-
-def _center(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _center(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return x − mean + shift in the dtype of ``x``, and the mean (C,)."""
     if needs_plain_operations():
-        mean = x.sum((0, *range(2, x.dim())), dtype=shift.dtype) / max(1, x.numel() // x.shape[1])
-        return _shifted(x, shift - mean), mean
+        mean = x.sum((0, *range(2, x.dim())), dtype=wide_dtype(x.dtype)) / max(1, x.numel() // x.shape[1])
+        return _shifted(x, -mean if shift is None else shift - mean), mean
     centred: tuple[Tensor, Tensor] = _Center.apply(x, shift)  # type: ignore[no-untyped-call]
     return centred
 
@@ -197,19 +191,30 @@ class _Center(torch.autograd.Function):
     """(x, shift) → (x − mean + shift, mean). Its transpose is itself, so that every derivative is one more call."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.count = max(1, x.numel() // x.shape[1])
-        x = x if is_channels_last(x) else x.contiguous()
-        rows = (x if x.dim() > 2 else x.unsqueeze(2)).movedim(1, -1).flatten(1, -2)
-        mean = rows.sum(1, dtype=shift.dtype).sum(0) / ctx.count
-        # Evaluation-mode batch normalization with unit variance and ε = 0: the one kernel that shifts any dtype.
-        return F.batch_norm(x, mean, torch.ones_like(mean), None, shift, eps=0.0), mean
+    def forward(ctx: Any, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.like = x.shape, x.dtype, x.device
+        return _centered(x, shift)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None]:
         grad, grad_mean = grads
-        centred: tuple[Tensor, Tensor] = _Center.apply(grad, grad_mean / ctx.count)  # type: ignore[no-untyped-call]
-        return centred[0], centred[1] * ctx.count
+        shape, dtype, device = ctx.like
+        grad = torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
+        count = max(1, shape.numel() // shape[1])
+        shift = None if grad_mean is None else grad_mean / count
+        center = _Center.apply if torch.is_grad_enabled() else _centered  # without a graph not worth a node
+        found, mean = center(grad, shift)
+        return found, mean * count if ctx.needs_input_grad[1] else None
+
+
+def _centered(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    wide = wide_dtype(x.dtype)
+    x = x if is_channels_last(x) else x.contiguous()
+    rows = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
+    mean = rows.sum(2, dtype=wide).sum(0).div_(max(1, x.numel() // x.shape[1]))
+    # Evaluation-mode batch normalization with unit variance and ε = 0: the one kernel that shifts any dtype.
+    return torch.native_batch_norm(x, None, shift, mean, torch.ones_like(mean), False, 0.0, 0.0)[0], mean
 
 
 def bn_undone(layer: MeanOnlyBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
