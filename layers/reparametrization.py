@@ -12,17 +12,7 @@ from torch.nn.utils import parametrize
 
 from layers.card import Card, OptionError, OptionValue
 from layers.convolution import Convolution
-from layers.moments import Planes
 from layers.weights import Weight, as_matrices, from_matrices
-
-
-def filters(rows: Tensor) -> Planes:
-    """Return the engine of moments on ``rows`` (O, I): a mean and a variance (1, O) per row, then one affine pass.
-
-    What a filter is divided by and centred on is algebra on O numbers, differentiable twice and in float32 for half
-    precision; the two passes over the weights are native kernels, and nothing but the weight itself is kept.
-    """
-    return Planes(rows.unsqueeze(0))
 
 
 def own_weights(weight: Weight, *, linear: bool = False) -> str:

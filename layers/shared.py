@@ -51,9 +51,9 @@ FOLDED = (
 )
 
 FILTERS = (
-    "Beside the convolution the definition is a few operations per weight; here the moments of a filter take 5 and one "
-    "multiply-add per weight 2, forward, and 7 again backward, plus those on O numbers. fvcore counts the convolution, "
-    "by one per multiply-add, and what its handles know of the rest."
+    "Beside the convolution the definition is a few operations per weight; here a filter takes 4 to 7 per weight "
+    "forward, its mean and variance or its length and what is made of them, and 7 backward, plus those on O numbers. "
+    "fvcore counts the convolution, by one per multiply-add, and what its handles know of the rest."
 )
 
 POSITION_PASSES = (

@@ -9,7 +9,7 @@ $$\partial L/\partial g_o = \langle G_o, v_o \rangle / \lVert v_o \rVert,\qquad
 is orthogonal to v_o: plain gradient descent only ever lengthens v_o. Training and evaluation are the same, and `fold`
 gives the plain convolution by w.
 
-‖v_o‖² = I (variance + mean²) comes from the moments of each filter, in float32 for half precision. torch's own kernel
+‖v_o‖ is taken in float32 for half precision. torch's own kernel
 (behind torch.nn.utils.parametrizations.weight_norm) is not used: its second derivative in v is wrong, without an error.
 The paper's start from the statistics of a first batch is a transform of a whole model; here g starts at ‖v‖ or at 1.
 """
@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from layers.card import Card, Claim, Flops, Identity, Option, OptionError, Paper, Stat
 from layers.convolution import Convolution, options_among
-from layers.moments import Planes
 from layers.observe import observe
-from layers.reparametrization import Reparametrization, filters, own_weights
+from layers.reparametrization import Reparametrization, own_weights
+from layers.rows import Rows
 from layers.shared import (
     CONVOLUTION,
     CONVOLUTION_PEER,
@@ -74,7 +74,12 @@ card = Card(
             source="the authors' Lasagne code and torch; their TensorFlow code takes 1e-6",
         ),
     ),
-    derived={**CONVOLUTION_SYMBOLS, "T": "O if norm == 'output' else 1", "bounded": "1 if eps > 0 else 0"},
+    derived={
+        **CONVOLUTION_SYMBOLS,
+        "T": "O if norm == 'output' else 1",
+        "bounded": "1 if eps > 0 else 0",
+        "long": "1 if O*I > 8192*T else 0",
+    },
     rules=CONVOLUTION_RULES,
     statistics=(
         Stat("length", ("O",), "O×1", given="norm == 'output'", help="max(‖v‖, ε)"),
@@ -83,11 +88,11 @@ card = Card(
     params="O*I + (O if norm == 'output' else 1) + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0) + 3*O*I + T", "4*Q*O*I + (Q*O - O if bias else 0) + 5*O*I"),
     executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0) + 7*O*I + (15 + bounded)*T",
-        "4*Q*O*I + (Q*O - O if bias else 0) + 7*O*I + (20 + bounded)*T + unpad",
+        "2*Q*O*I + (Q*O if bias else 0) + (4 + 3*long)*O*I + (10 + bounded + 4*long)*T",
+        "4*Q*O*I + (Q*O - O if bias else 0) + 7*O*I + (12 + bounded)*T + unpad",
     ),
     explained=FILTERS,
-    saved="4*O*I + (16 + 4*bounded)*T + 4*kept",
+    saved="4*O*I + (12 + 4*bounded)*T + 4*kept",
     stated="O*I > T",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
@@ -130,16 +135,15 @@ card = Card(
 
 def normalize(rows: Tensor, gain: Tensor, eps: float = 0.0) -> Tensor:
     """Return g v/max(‖v‖, ε) for the rows v of ``rows`` (O, I) and a ``gain`` of O numbers, in the same dtype."""
-    planes = filters(rows)
-    length = _lengths(planes, rows.shape[1], eps)
-    observe(length=length.view(()) if gain.dim() == 0 else length.flatten())
-    scale = gain.flatten().to(length.dtype) / length
-    return planes.affine(scale, torch.zeros_like(scale)).view(rows.shape)
+    moments = Rows(rows, centred=False)
+    length = _lengths(moments, rows.shape[1], eps)
+    observe(length=length.view(gain.shape) if gain.dim() == 0 else length)
+    return moments.scaled(gain.flatten().to(length.dtype) / length)
 
 
-def _lengths(planes: Planes, count: int, eps: float) -> Tensor:
-    """Return max(‖v‖, ε) as (1, O); the derivative of the root at 0 is left to those who take ε = 0."""
-    squares = count * (planes.var + planes.mean.square())
+def _lengths(moments: Rows, count: int, eps: float) -> Tensor:
+    """Return max(‖v‖, ε) (O,); the derivative of the root at 0 is left to those who take ε = 0."""
+    squares = count * moments.var
     return (squares.clamp_min(max(eps * eps, torch.finfo(squares.dtype).tiny)) if eps else squares).sqrt()
 
 
@@ -148,7 +152,7 @@ def gain_of(rows: Tensor, eps: float = 0.0) -> Tensor:
 
     Raises OptionError, naming the output channels, for rows of zeros without ``eps``: they have no direction.
     """
-    length = _lengths(filters(rows.detach()), rows.shape[1], eps).flatten()
+    length = _lengths(Rows(rows.detach(), centred=False), rows.shape[1], eps)
     if not eps and not length.is_meta and not bool(length.all()):
         zeros = [str(index) for index in (length == 0).nonzero().flatten().tolist()]
         which = " of output channel " + ", ".join(zeros[:8]) + (", …" if len(zeros) > 8 else "")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.convolution import Convolution, options_among
 from layers.observe import observe
-from layers.reparametrization import Reparametrization, filters, own_weights, single_weights
+from layers.reparametrization import Reparametrization, own_weights, single_weights
+from layers.rows import Rows
 from layers.shared import (
     CONVOLUTION,
     CONVOLUTION_PEER,
@@ -75,11 +76,11 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0) + 5*O*I + 2*O", "4*Q*O*I + (Q*O - O if bias else 0) + 7*O*I"),
     executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0) + 7*O*I + (13 + outside + unbiased)*O",
-        "4*Q*O*I + (Q*O - O if bias else 0) + 7*O*I + (16 + outside + unbiased)*O + unpad",
+        "2*Q*O*I + (Q*O if bias else 0) + 6*O*I + (8 + outside + unbiased)*O",
+        "4*Q*O*I + (Q*O - O if bias else 0) + 7*O*I + (14 + outside + unbiased)*O + unpad",
     ),
     explained=FILTERS,
-    saved="4*O*I + (16 + 4*outside)*O + 4*kept",
+    saved="4*O*I + (12 + 4*outside)*O + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
     output=("N", "O", "HO", "WO"),
@@ -159,16 +160,15 @@ def standardize(rows: Tensor, convention: str = "qiao", eps: float | None = None
     correction, outside, usual = CONVENTIONS[convention]
     eps = usual if eps is None else eps
     count = rows.shape[1]
-    planes = filters(rows)
-    var = planes.var * (count / (count - correction)) if correction else planes.var
+    moments = Rows(rows)
+    var = moments.var * (count / (count - correction)) if correction else moments.var
     if outside:
         tiny = torch.finfo(var.dtype).tiny  # the root has no derivative at 0; this one's is 0
         std = var.clamp_min(tiny).sqrt() + eps
     else:
         std = (var + eps).sqrt()
-    observe(mean=planes.mean.flatten(), std=std.flatten())
-    scale = std.reciprocal() if gain is None else gain.flatten().to(std.dtype) / std
-    return planes.affine(scale, planes.mean).view(rows.shape)
+    observe(mean=moments.mean, std=std)
+    return moments.scaled(std.reciprocal() if gain is None else gain.flatten().to(std.dtype) / std)
 
 
 class WSConv2d(Convolution):
