@@ -10,14 +10,13 @@ Forward and backward are each one reduction and one shift per channel; nothing i
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Stat
-from layers.moments import is_channels_last, needs_plain_operations, wide_dtype
+from layers.centring import center, shifted
+from layers.moments import wide_dtype
 from layers.norm.bn import BatchNorm
 from layers.observe import observe
 
@@ -164,57 +163,13 @@ class MeanOnlyBatchNorm(Norm):
         shift = None if self.bias is None else self.bias.to(wide)
         if not self.training and self.running_mean is not None:
             mean = self.running_mean.to(wide)
-            return _shifted(x, -mean if shift is None else shift - mean)
-        y, mean = _center(x, shift)
+            return shifted(x, -mean if shift is None else shift - mean)
+        y, mean = center(x, shift)
         observe(mean=mean)
         if self.training and self.running_mean is not None and x.numel():
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         return y
-
-
-def _center(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return x − mean + shift in the dtype of ``x``, and the mean (C,)."""
-    if needs_plain_operations():
-        mean = x.sum((0, *range(2, x.dim())), dtype=wide_dtype(x.dtype)) / max(1, x.numel() // x.shape[1])
-        return _shifted(x, -mean if shift is None else shift - mean), mean
-    centred: tuple[Tensor, Tensor] = _Center.apply(x, shift)  # type: ignore[no-untyped-call]
-    return centred
-
-
-def _shifted(x: Tensor, shift: Tensor) -> Tensor:
-    """Return x + shift per channel, rounded once to the dtype of ``x``."""
-    return (x + shift.view(-1, *(1,) * (x.dim() - 2))).to(x.dtype)
-
-
-class _Center(torch.autograd.Function):
-    """(x, shift) → (x − mean + shift, mean). Its transpose is itself, so that every derivative is one more call."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.like = x.shape, x.dtype, x.device
-        return _centered(x, shift)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        grad, grad_mean = grads
-        shape, dtype, device = ctx.like
-        grad = torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
-        count = max(1, shape.numel() // shape[1])
-        shift = None if grad_mean is None else grad_mean / count
-        center = _Center.apply if torch.is_grad_enabled() else _centered  # without a graph not worth a node
-        found, mean = center(grad, shift)
-        return found, mean * count if ctx.needs_input_grad[1] else None
-
-
-def _centered(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    wide = wide_dtype(x.dtype)
-    x = x if is_channels_last(x) else x.contiguous()
-    rows = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
-    mean = rows.sum(2, dtype=wide).sum(0).div_(max(1, x.numel() // x.shape[1]))
-    # Evaluation-mode batch normalization with unit variance and ε = 0: the one kernel that shifts any dtype.
-    return torch.native_batch_norm(x, None, shift, mean, torch.ones_like(mean), False, 0.0, 0.0)[0], mean
 
 
 def bn_undone(layer: MeanOnlyBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from layers import centring
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.convolution import Convolution, options_among
 from layers.observe import observe
@@ -54,10 +55,11 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0) + 2*O*I", "4*Q*O*I + (Q*O - O if bias else 0) + 2*O*I"),
     executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0) + 2*O*I + O",
-        "4*Q*O*I + (Q*O - O if bias else 0) + 2*O*I + unpad",
+        "2*Q*O*I + (Q*O if bias else 0) + 3*O*I + 4*O",
+        "4*Q*O*I + (Q*O - O if bias else 0) + 3*O*I + 4*O + unpad",
     ),
-    explained="A sign per filter more than the definition; fvcore counts the convolution, by one per multiply-add.",
+    explained="The kernel that takes the mean away does a multiply-add per weight; fvcore counts the convolution, by one "
+    "per multiply-add.",
     saved="4*O*I + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
@@ -89,10 +91,9 @@ card = Card(
 
 def center(rows: Tensor) -> Tensor:
     """Return the rows of ``rows`` (O, I), each without its mean, which half precision takes in float32."""
-    wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    minus = wide.sum(1, keepdim=True) * (-1 / rows.shape[1])  # the backward of a sum is a view, that of a mean is not
-    observe(mean=-minus.flatten())
-    return (wide + minus).to(rows.dtype)
+    centred, mean = centring.center(rows.unsqueeze(0), None)
+    observe(mean=mean)
+    return centred.squeeze(0)
 
 
 class CenConv2d(Convolution):
