@@ -58,8 +58,8 @@ card = Card(
         "2*Q*O*I + (Q*O if bias else 0) + 3*O*I + 4*O",
         "4*Q*O*I + (Q*O - O if bias else 0) + 3*O*I + 4*O + unpad",
     ),
-    explained="The kernel that takes the mean away does a multiply-add per weight; fvcore counts the convolution, by one "
-    "per multiply-add.",
+    explained="The kernel that takes the mean away does a multiply-add per weight; fvcore counts the convolution, by "
+    "one per multiply-add.",
     saved="4*O*I + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
