@@ -1,4 +1,4 @@
-"""Batch normalization in few kernels: which inputs torch's own suits, and one for large contiguous maps."""
+"""Batch normalization in few kernels: torch's own where it is the fastest, else moments and then one affine map."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from layers.moments import (
     channel_sums,
     combine_planes,
     is_channels_last,
+    laid_out_as,
     needs_plain_operations,
     plane_moments,
     planes_of,
@@ -29,11 +30,14 @@ def suits_torch(x: Tensor) -> bool:
     On contiguous maps that sums float32 in float64, which takes long on large ones. On channels_last it sums one value
     after the other in float32, which of too many leaves too little.
     """
-    if x.device.type != "cpu" or x.numel() == 0 or needs_plain_operations():
+    if x.device.type != "cpu" or not suits_kernels(x):
         return False
-    if x.is_contiguous():
-        return x.dtype.itemsize < 4 or is_small(x.numel(), x.shape[2:].numel())
-    return is_channels_last(x) and x.numel() // x.shape[1] <= CHAIN and suits_torch_kernels(x)
+    return _sums_fast(x) or is_small(x.numel(), x.shape[2:].numel())
+
+
+def _sums_fast(x: Tensor) -> bool:
+    """Whether torch's kernel on a processor takes few passes' time for the moments of ``x``."""
+    return x.device.type == "cpu" and (x.dtype.itemsize < 4 or not x.is_contiguous())
 
 
 def normalize_by_torch(
@@ -70,22 +74,59 @@ def normalize_by_torch(
 
 
 def suits_kernels(x: Tensor) -> bool:
-    """Whether `normalize` may take ``x``: contiguous planes of several positions, and nobody is looking inside."""
-    return x.is_contiguous() and x.shape[2:].numel() > 1 and x.numel() > 0 and not needs_plain_operations()
+    """Whether `channel_moments`, `standardize` and `normalize` may take ``x``, and nobody is looking inside."""
+    if x.numel() == 0 or needs_plain_operations():
+        return False
+    if x.is_contiguous():
+        return x.device.type == "cpu" or x.shape[2:].numel() > 1
+    few = x.numel() // x.shape[1] <= CHAIN
+    return few and x.device.type == "cpu" and is_channels_last(x) and suits_torch_kernels(x)
 
 
 def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return y, μ, σ² and 1/√(σ² + ε) (C,) of ``x`` (N, C, *positions) that `suits_kernels`; y alone has a gradient."""
-    made: tuple[Tensor, Tensor, Tensor, Tensor] = _Normalize.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, eps
-    )
-    return made
+    mean, var = (t[0] for t in channel_moments(x))
+    rstd = (var + eps).rsqrt_()
+    return standardize(x, weight, bias, mean, var, rstd, eps), mean, var, rstd
 
 
-class _Normalize(torch.autograd.Function):
-    """Contiguous data: torch's kernel of evaluation, by the moments of this batch.
+def channel_moments(x: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance (parts, C), in float32 or wider, of ``x`` that `suits_kernels`; no gradient.
+
+    The batch is cut into ``parts`` of consecutive samples, which divide it.
+    """
+    x = x.detach()
+    if _sums_fast(x):
+        means, variances = zip(*map(_moments_by_torch, x.chunk(parts)), strict=True)
+        return torch.stack(means), torch.stack(variances)
+    channels, positions = x.shape[1], x.shape[2:].numel()
+    if x.device.type == "cpu" and is_small(x.numel(), positions):  # each channel as one row of group normalization
+        size = x.numel() // (parts * channels)
+        rows = x.view(parts, -1, channels, positions).transpose(1, 2).reshape(parts, channels, size).contiguous()
+        _, mean, rstd = torch.native_group_norm(rows, None, None, parts, channels, size, channels, 0.0)
+        return mean, rstd.pow_(-2)
+    own, spread = (t.view(parts, -1, channels) for t in plane_moments(x))
+    mean = own.mean(1, keepdim=True)
+    own -= mean
+    return mean.squeeze(1), spread.addcmul_(own, own).mean(1)  # as `pool` does it
+
+
+def standardize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, rstd: Tensor, eps: float
+) -> Tensor:
+    """Return γ (x − μ)/√(σ² + ε) + β by the moments (C,) of ``x`` itself, whose gradient goes through them too.
+
+    ``weight`` and ``bias`` (C,) may depend on the moments, as constants: that is Batch Renormalization.
+    """
+    weight, bias = widened_affine(x, weight, bias)
+    y: Tensor = _Standardize.apply(x, weight, bias, mean, var, rstd, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Standardize(torch.autograd.Function):
+    """torch's kernel of evaluation, by the moments of this batch; its backward of training, but on large maps.
 
     What `Planes` records operation by operation on N×C numbers is done here once on C, which on small maps is most of
     the time. torch's own training takes twice as long for the statistics of large maps.
@@ -93,37 +134,49 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own, spread = plane_moments(x)
-        mean = own.mean(0)
-        own -= mean
-        var = spread.addcmul_(own, own).mean(0)  # as `pool` does it
-        weight, bias = (None if t is None else t.to(var.dtype) for t in (weight, bias))
-        y = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        rstd: Tensor,
+        eps: float,
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        rstd = (var + eps).rsqrt_()
-        ctx.mark_non_differentiable(mean, var, rstd)
         ctx.eps = eps
         ctx.save_for_backward(x, weight, mean, rstd)
-        return y, mean, var, rstd
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad, *_ = grads
+        (grad,) = grads
         if grad is None:
-            return None, None, None, None
+            return (None,) * 7
         x, weight, mean, rstd = ctx.saved_tensors
-        grad, needed = grad.contiguous(), list(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled():  # double backward: that of training is slower, but differentiable in turn
+        grad, needed = laid_out_as(grad, x), list(ctx.needs_input_grad[:3])
+        slow = x.is_contiguous() and x.dtype.itemsize >= 4 and not is_small(x.numel(), x.shape[2:].numel())
+        if not slow or torch.is_grad_enabled():  # double backward: that of training is differentiable in turn
             found = torch.ops.aten.native_batch_norm_backward(
                 grad, x, weight, None, None, mean, rstd, True, ctx.eps, needed
             )
-            return *(each if wanted else None for each, wanted in zip(found, needed, strict=True)), None
+            return *(each if wanted else None for each, wanted in zip(found, needed, strict=True)), *[None] * 4
         total, product = channel_sums(grad, x, mean, rstd)
         scale = rstd if weight is None else rstd * weight
         share = scale / (-x.numel() // x.shape[1])
         slope = share * rstd * product
         offset = torch.addcmul(share * total, slope, mean, value=-1)
         grad_x = combine_planes(grad, scale, x, slope, offset)
-        return grad_x, product if needed[1] else None, total if needed[2] else None, None
+        return grad_x, product if needed[1] else None, total if needed[2] else None, *[None] * 4
+
+
+def _moments_by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`channel_moments` by the kernel of `normalize_by_torch`, made again as there."""
+    unused = x.new_zeros(x.shape[1], dtype=wide_dtype(x.dtype))  # running statistics, for the sake of their dtype
+    moments = torch.ops.aten.batch_norm_update_stats
+    mean, var = moments(x, unused, unused, 0.0)
+    if x.dtype != torch.float32 or x.is_contiguous() or well_conditioned(mean, var.rsqrt()):
+        return mean, var
+    shift = mean
+    mean, var = moments(x - planes_of(shift, x), unused, unused, 0.0)
+    return mean.add_(shift), var

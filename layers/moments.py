@@ -140,7 +140,7 @@ class _Affine(torch.autograd.Function):
             product = (grad * (wide - planes_of(own, wide))).flatten(2).sum(2)
             return None, (grad * planes_of(scale, wide)).to(x.dtype), product, None, grad.flatten(2).sum(2), None
         ctx.link.scale = scale
-        grad = grad.contiguous(memory_format=_format(x))
+        grad = laid_out_as(grad, x)
         total, product = plane_sums(grad, x, own)
         return grad, None, product, None, total, None
 
@@ -216,8 +216,8 @@ def plane_sums(grad: Tensor, x: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_sums(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ grad and Σ grad·(x − mean)·rstd over each channel of contiguous data: by planes unless all stays in cache."""
-    shape, large = x.shape[:2], x.numel() > CHUNK * torch.get_num_threads()
+    """Σ grad and Σ grad·(x − mean)·rstd over each channel: by planes if these are contiguous and leave the cache."""
+    shape, large = x.shape[:2], x.is_contiguous() and x.numel() > CHUNK * torch.get_num_threads()
     if large:
         mean, rstd = (numbers.expand(shape).reshape(-1) for numbers in (mean, rstd))
         grad, x = (t.reshape(1, mean.numel(), -1) for t in (grad, x))
@@ -262,12 +262,6 @@ def _slices(x: Tensor, chunks: int = 1) -> list[slice]:
     return [slice(start, start + step) for start in range(0, x.shape[0], step)]
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    if x.is_contiguous():
-        return torch.contiguous_format
-    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-
-
 def is_channels_last(x: Tensor) -> bool:
     """Whether ``x`` is dense with the channels innermost."""
     return (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)) or (
@@ -275,10 +269,17 @@ def is_channels_last(x: Tensor) -> bool:
     )
 
 
+def laid_out_as(grad: Tensor, x: Tensor) -> Tensor:
+    """Return ``grad`` dense, in the memory format of ``x``, which is."""
+    if x.is_contiguous():
+        return grad.contiguous()
+    return grad.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
 def as_laid_out(y: Tensor, x: Tensor) -> Tensor:
     """Return ``y`` channels-last where ``x`` is: some of torch's operations, and its meta device, forget it."""
     kept = not x.is_contiguous() and is_channels_last(x)
-    return y.contiguous(memory_format=_format(x)) if kept else y
+    return laid_out_as(y, x) if kept else y
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -84,6 +84,14 @@ def _as_weight(weight: Tensor | float, dtype: torch.dtype) -> Tensor | float:
     return weight.to(dtype) if isinstance(weight, Tensor) else weight
 
 
+def follow(buffer: Tensor, new: Tensor, weight: Tensor | float) -> None:
+    """Move ``buffer`` towards ``new`` in the dtype of that, rounded once; to be called without gradients."""
+    if buffer.dtype == new.dtype:
+        buffer.lerp_(new, weight)
+    else:
+        buffer.copy_(torch.lerp(buffer.to(new.dtype), new, weight))
+
+
 class RunningMoments(RunningNorm):
     """A `RunningNorm` whose buffers follow E[x] and E[x²], as in Summers & Dinneen 2020: biased, over the whole batch.
 
@@ -101,10 +109,10 @@ class RunningMoments(RunningNorm):
         self.num_batches_tracked.add_(1)
         if isinstance(count, int) and count == 0:
             return
-        before = self.running_mean.to(mean.dtype), self.running_var.to(var.dtype)
-        mean, var = mix(*before, mean, var, self.weight_of_new())
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(var)
+        weight = _as_weight(self.weight_of_new(), mean.dtype)
+        step = mean - self.running_mean
+        follow(self.running_mean, mean, weight)
+        follow(self.running_var, torch.addcmul(var, step * (1 - weight), step), weight)  # as `mix` does it
 
 
 def mix(mean: Tensor, var: Tensor, new_mean: Tensor, new_var: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,12 @@ FOLDED = (
     "and one shift per plane, so that forward and backward take 7 operations per element, plus those on N×C numbers."
 )
 
+FOLDED_UNLESS_SMALL = (
+    "Up to 2¹⁸ elements torch's kernels take the moments, apply them, and do the backward of the definition. Above, γ, "
+    "β and the statistics are folded into one scale and one shift per channel or plane, so that forward and backward "
+    "take 7 operations per element, plus those on N×C numbers."
+)
+
 FILTERS = (
     "Beside the convolution the definition is a few operations per weight; here a filter takes 4 to 7 per weight "
     "forward, its mean and variance or its length and what is made of them, and 7 backward, plus those on O numbers. "

@@ -11,6 +11,7 @@ from harness import run
 
 from layers import batch_kernels, dimensions
 from layers import moments as engine
+from layers.catalog import stone
 from layers.norm.bn import BatchNorm
 from profiles.counting.facts import inspect
 from profiles.subject import Setup, subject
@@ -80,7 +81,25 @@ def test_narrow_running_statistics_are_moved_in_float32_and_rounded_once(dtype, 
         near(found.double(), wanted, 2**-8 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["bn", "dsg", "mixed-pooling", "mpn-cov", "ppm", "strip-pooling"])
+FAMILY = ["batch-renorm", "bcn", "bn-gn", "ghost-bn", "iew", "mabn"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, options) for name in FAMILY for options in stone(name).card.examples],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_large_maps_are_normalized_as_small_ones_by_what_descends_from_it(monkeypatch, name, options):
+    layer, x = stone(name).load()(12, dtype=torch.float64, **options), data(shape=(4, 12, 5, 4))
+    wanted = run(copy.deepcopy(layer), x).tensors()
+    monkeypatch.setattr(dimensions, "SMALL", 0)
+    found = run(layer, x).tensors()
+    assert found.keys() == wanted.keys()
+    for what, tensor in wanted.items():
+        near(found[what], tensor)
+
+
+@pytest.mark.parametrize("name", ["bn", "dsg", "mixed-pooling", "mpn-cov", "ppm", "strip-pooling", *FAMILY])
 def test_the_card_states_what_is_executed_on_large_maps_too(name):
     options = {"dim_reduction": 16} if name == "mpn-cov" else {}
     record = inspect(subject(resolve(name), options, Setup(shape=(8, 64, 48, 48))), fvcore=False)

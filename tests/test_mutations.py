@@ -15,17 +15,23 @@ from harness import Case
 from planted import caught, first, planted
 
 from layers import batch_kernels, catalog, dimensions, moments
-from layers.norm import batch_renorm
+from layers.norm import batch_renorm, ghost_bn
 
 pytestmark = pytest.mark.usefixtures("nothing_built")
 
 # Bugs of the engine.
 
 
+@pytest.fixture
+def by_planes(monkeypatch):
+    monkeypatch.setattr(ghost_bn, "PARTS", 0)  # torch's kernels do few ghosts
+
+
 def without_variance(true):
     return lambda ctx, grad_y, grad_mean, grad_var: true(ctx, grad_y, grad_mean, None)
 
 
+@pytest.mark.usefixtures("by_planes")
 @pytest.mark.parametrize(
     "test",
     [
@@ -39,6 +45,7 @@ def test_a_backward_without_its_variance_term(monkeypatch, test):
     caught(test, first("ghost-bn"))
 
 
+@pytest.mark.usefixtures("by_planes")
 def test_a_double_backward_without_its_variance_term(monkeypatch):
     true = moments._Moments.backward
 
@@ -51,6 +58,7 @@ def test_a_double_backward_without_its_variance_term(monkeypatch):
     caught(gradients.test_second_derivatives_are_those_of_the_reference_or_refused, first("ghost-bn"))
 
 
+@pytest.mark.usefixtures("by_planes")
 def test_a_variance_in_one_pass(monkeypatch):
     def one_pass(x):
         planes = x.flatten(2).to(moments.wide_dtype(x.dtype))
@@ -62,6 +70,7 @@ def test_a_variance_in_one_pass(monkeypatch):
     caught(numerics.test_a_mean_far_above_the_spread_costs_no_accuracy, first("ghost-bn"), 1e3, 3e-3)
 
 
+@pytest.mark.usefixtures("by_planes")
 def test_sums_in_half_precision(monkeypatch):
     def narrow(x):
         planes, wide = x.flatten(2), moments.wide_dtype(x.dtype)
@@ -75,12 +84,14 @@ def test_sums_in_half_precision(monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("by_planes")
 def test_an_output_that_is_a_view_of_a_custom_function(monkeypatch):
     true = moments._per_plane
     monkeypatch.setattr(moments, "_per_plane", lambda x, *numbers: true(x, *numbers).flatten().view(x.shape))
     caught(memory.test_an_operation_in_place_may_follow, first("ghost-bn"))
 
 
+@pytest.mark.usefixtures("by_planes")
 def test_a_layout_that_is_lost(monkeypatch):
     monkeypatch.setattr(moments, "is_channels_last", lambda x: False)
     caught(numerics.test_the_output_keeps_the_memory_format, first("ghost-bn"))

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Norm
+from layers.batch_kernels import channel_moments, standardize, suits_kernels
 from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Rule, Stat
 from layers.moments import Planes, pool, snapshot
 from layers.norm.bn import BatchNorm
 from layers.observe import observe, observing
-from layers.shared import AFFINE, BN_ROW, FOLDED
+from layers.running import follow
+from layers.shared import AFFINE, BN_ROW, FOLDED_UNLESS_SMALL
 
 START, R_END, D_END = 5000, 40_000, 25_000  # steps of the paper's schedule
 
@@ -90,12 +92,14 @@ card = Card(
         "(12*E - 2*C if affine else 8*E) if train else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "7*E + 16*N*C + (21 if affine else 18)*C + (14 if schedule == 'paper' else 3) if train"
+        "7*E + (25 if affine else 22)*C + (3*C if S == 1 or E <= 262144 else 8*N*C)"
+        " + (11 if schedule == 'paper' else 3) if train"
         " else 2*E + (7 if affine else 6)*C",
-        "7*E + (23*N*C + 7*C if affine else 22*N*C + 4*C) if train else (4*E - 2*C if affine else E)",
+        "((11*E + 2*C if affine else 8*E) if S == 1 or E <= 262144 else 7*E + (15 if affine else 11)*C) if train"
+        " else (4*E - 2*C if affine else E)",
     ),
-    explained=FOLDED,
-    saved="B*E + 12*N*C + (20 if affine else 12)*C",
+    explained=FOLDED_UNLESS_SMALL,
+    saved="B*E + (20 if affine else 12)*C",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -222,41 +226,46 @@ class BatchRenorm(Norm):
         if not self.training:
             var = self.running_std.clamp(min=math.sqrt(self.eps)).square()
             return F.batch_norm(x, self.running_mean, var, self.weight, self.bias, False, 0.0, 0.0)
-        planes = Planes(x)
-        mean, var = (t.squeeze(0) for t in pool(planes.mean, planes.var, 0))
+        kernels = suits_kernels(x)
+        if kernels:
+            mean, var = (t[0] for t in channel_moments(x))
+        else:
+            planes = Planes(x)
+            mean, var = (t.squeeze(0) for t in pool(planes.mean, planes.var, 0))
         std = (var + self.eps).sqrt()
-        r, d = self._correct(mean.detach(), std.detach(), empty=x.numel() == 0)
+        r, d = self._correct(mean, std, empty=x.numel() == 0)
         observe(mean=mean, std=std, r=r, d=d)
-        scale, shift = r / std, d
-        if self.weight is not None:
-            gamma = self.weight.to(std.dtype)
-            scale, shift = gamma * scale, gamma * shift
-        if self.bias is not None:
-            shift = shift + self.bias.to(std.dtype)
-        return planes.affine(scale, mean, shift)
+        weight, bias = r, d
+        if self.weight is not None and self.bias is not None:
+            gamma, beta = self.weight.to(std.dtype), self.bias.to(std.dtype)
+            weight, bias = gamma * r, torch.addcmul(beta, gamma, d)
+        if kernels:
+            return standardize(x, weight, bias, mean, var, std.reciprocal(), self.eps)
+        return planes.affine(weight / std, mean, bias)
 
     @torch.no_grad()
     def _correct(self, mean: Tensor, std: Tensor, *, empty: bool) -> tuple[Tensor, Tensor]:
         """Return r and d (C,) for this step, then let the buffers follow the batch, unless it is empty."""
-        running_mean = snapshot(self.running_mean).to(mean.dtype)
-        running_std = snapshot(self.running_std).to(std.dtype)
-        r_max, d_max = self.limits(snapshot(self.num_batches_tracked).to(mean.dtype))
-        floor = running_std.clamp(min=math.sqrt(self.eps))
-        r = (std / floor).clamp(1 / r_max, r_max)
-        d = ((mean - running_mean) / floor).clamp(-d_max, d_max)
+        before = self.running_mean, self.running_std, self.num_batches_tracked
+        running_mean, running_std, step = map(snapshot, before) if torch.compiler.is_compiling() else before
+        r_max, d_max = self.limits(step.to(mean.dtype))
+        floor = running_std.to(std.dtype).clamp(min=math.sqrt(self.eps))
+        r = (std / floor).clamp_(1 / r_max, r_max)
+        d = (mean - running_mean).div_(floor).clamp_(-d_max, d_max)
         self.num_batches_tracked.add_(1)
         if not empty:
-            self.running_mean.copy_(torch.lerp(running_mean, mean, self.momentum))
-            self.running_std.copy_(torch.lerp(running_std, std, self.momentum))
+            follow(self.running_mean, mean, self.momentum)
+            follow(self.running_std, std, self.momentum)
         return r, d
 
     def limits(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """Return r_max and d_max () for a floating ``step`` (), counted from 0."""
         if self.schedule == "none":
             return step.new_full((), self.r_max), step.new_full((), self.d_max)
-        r_max = 1 + (self.r_max - 1) * (step - self.start) / (self.r_end - self.start)
-        d_max = self.d_max * (step - self.start) / (self.d_end - self.start)
-        return r_max.clamp(1, self.r_max), d_max.clamp(0, self.d_max)
+        since = step - self.start
+        r_max = since * ((self.r_max - 1) / (self.r_end - self.start)) + 1
+        d_max = since * (self.d_max / (self.d_end - self.start))
+        return r_max.clamp_(1, self.r_max), d_max.clamp_(0, self.d_max)
 
 
 def training_and_evaluation(layer: BatchRenorm, x: Tensor) -> tuple[Tensor, Tensor]:

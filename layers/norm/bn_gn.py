@@ -19,7 +19,7 @@ from layers.shared import (
     ALPHA,
     CHANNELS_PER_GROUP,
     EPS,
-    FOLDED,
+    FOLDED_UNLESS_SMALL,
     GROUPS,
     GROUPS_DIVIDE,
     GROUPS_OF,
@@ -57,7 +57,7 @@ card = Card(
         SLOW_MOMENTUM,
         AFFINE,
     ),
-    derived={"G": GROUPS_OF, "own": "train or alpha > 0"},
+    derived={"G": GROUPS_OF, "own": "train or alpha > 0", "small": "S == 1 or E <= 262144"},
     rules=(
         K_DIVIDES,
         K_ALONE,
@@ -92,15 +92,18 @@ card = Card(
         "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "7*E + (24 if affine else 22)*N*C + (N // examples_per_group)*G + 11*C + 3*(momentum is None) if train"
+        "((12 if affine else 10)*E + 13*C + 5*(N // examples_per_group)*G if small"
+        " else 7*E + (24 if affine else 22)*N*C + (N // examples_per_group)*G + 11*C) + 2*(momentum is None) if train"
         " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"
         " else 2*E + (10 if affine else 9)*C + G",
-        "7*E + (29*N*C - 2*C if affine else 25*N*C) - 2*(N // examples_per_group)*G if train"
+        "((11*E - 2*C if affine else 7*E) if small"
+        " else 7*E + (29*N*C - 2*C if affine else 25*N*C) - 2*(N // examples_per_group)*G) if train"
         " else 7*E + (29*N*C - 2*C if affine else 25*N*C) + 5*N*G if alpha > 0"
         " else (4*E - 2*C if affine else E)",
     ),
-    explained=FOLDED,
-    saved="B*E + (20 if affine else 16)*N*C",
+    explained=FOLDED_UNLESS_SMALL,
+    saved="B*E + (8*(N // examples_per_group)*G + (4*examples_per_group*C if affine and examples_per_group > 1 else 0)"
+    " if train and small else (20 if affine else 16)*N*C)",
     traffic=Flops("(3 if own else 2)*E*B", "(5 if own else 3)*E*B"),
     claims=(
         Claim(

@@ -11,13 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.base import scale_and_shift
+from layers.base import scale_and_shift, widened_affine
+from layers.batch_kernels import channel_moments, standardize, suits_torch
 from layers.blocks import pool_blocks, refuse_batch, spread_blocks
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.moments import Planes, pool
+from layers.moments import Planes, as_laid_out, pool
 from layers.observe import observe
 from layers.running import RunningNorm
-from layers.shared import AFFINE, EPS, FOLDED, MOMENTUM
+from layers.shared import AFFINE, EPS, FOLDED_UNLESS_SMALL, MOMENTUM
+
+PARTS = 8  # ghosts that are worth a call each
 
 card = Card(
     title="Ghost Batch Normalization",
@@ -53,6 +56,7 @@ card = Card(
             source="batch: the code of Summers & Dinneen; sequential: after Hoffer et al., with variances",
         ),
     ),
+    derived={"M": "N // ghost_size", "few": "M <= 8 and (S == 1 or E <= 262144)"},
     rules=(
         Rule(
             "not train or N % ghost_size == 0",
@@ -80,14 +84,16 @@ card = Card(
         "(11*E - 2*C if affine else 7*E) if train else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "7*E + (19 if affine else 17)*N*C + 6*N*C // ghost_size"
-        " + (8*C + (momentum is None) if running == 'batch' else 4*C + (3 - (momentum is None))*(N // ghost_size))"
+        "7*E + ((15 if affine else 14)*M*C if few"
+        " else (19 if affine else 17)*N*C + 6*M*C)"
+        " + (8*C + (momentum is None) if running == 'batch' else 4*C + (3 - (momentum is None))*M)"
         " if train else 2*E + (5 if affine else 4)*C",
-        "7*E + (29 if affine else 25)*N*C - 2*N*C // ghost_size - (2*C if affine else 0)"
+        "((11*E - 2*C if affine else 7*E) if few"
+        " else 7*E + (29 if affine else 25)*N*C - 2*M*C - (2*C if affine else 0))"
         " if train else (4*E - 2*C if affine else E)",
     ),
-    explained=FOLDED,
-    saved="B*E + (20 if affine else 16)*N*C",
+    explained=FOLDED_UNLESS_SMALL,
+    saved="B*E + (8*M*C if train and few else (20 if affine else 16)*N*C)",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -175,12 +181,24 @@ class GhostBatchNorm(RunningNorm):
             refuse_batch(card, self, x)
         positions = x.shape[2:].numel()
         self.refuse_single_values(x[: self.ghost_size, 0].numel(), "channel of a ghost")
+        if 0 < batch <= PARTS * self.ghost_size and suits_torch(x):
+            return self._normalize_parts(x, batch // self.ghost_size)
         planes = Planes(x)
         mean, var = pool_blocks(planes.mean, planes.var, self.ghost_size, channels)
         observe(mean=mean, var=var)
         self._follow(mean.detach(), var.detach(), positions)
         scale, shift = scale_and_shift(spread_blocks(var, batch, channels), self.eps, self.weight, self.bias)
         return planes.affine(scale, spread_blocks(mean, batch, channels), shift)
+
+    def _normalize_parts(self, x: Tensor, ghosts: int) -> Tensor:
+        """Normalize each of few ``ghosts`` in a call of its own, which is faster than planes while these are small."""
+        mean, var = channel_moments(x, ghosts)
+        observe(mean=mean, var=var)
+        self._follow(mean, var, x.shape[2:].numel())
+        weight, bias = widened_affine(x, self.weight, self.bias)
+        numbers = zip(x.chunk(ghosts), mean, var, (var + self.eps).rsqrt_(), strict=True)
+        made = [standardize(part, weight, bias, m, v, rstd, self.eps) for part, m, v, rstd in numbers]
+        return as_laid_out(torch.cat(made), x)
 
     def _follow(self, mean: Tensor, var: Tensor, positions: int) -> None:
         """Move the running statistics towards those of the ghosts (N/g, C)."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.shared import AFFINE, ALPHA, BN_ROW, EPS, FOLDED, GROUPS_DIVIDE, IN_ROW, SLOW_MOMENTUM
+from layers.shared import AFFINE, ALPHA, BN_ROW, EPS, FOLDED_UNLESS_SMALL, GROUPS_DIVIDE, IN_ROW, SLOW_MOMENTUM
 from layers.weighing import BlockNorm
 
 card = Card(
@@ -47,7 +47,7 @@ card = Card(
         SLOW_MOMENTUM,
         AFFINE,
     ),
-    derived={"G": "C if groups is None else groups", "own": "train or alpha > 0"},
+    derived={"G": "C if groups is None else groups", "own": "train or alpha > 0", "small": "S == 1 or E <= 262144"},
     rules=(
         GROUPS_DIVIDE,
         Rule(
@@ -72,15 +72,20 @@ card = Card(
         "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "7*E + (24 if affine else 22)*N*C + 11*C + G + 3*(momentum is None) if train"
+        "((7*E + (17 if affine else 16)*C + (3*C if small else 8*N*C) if G == C"
+        " else (12 if affine else 10)*E + 13*C + 5*G if small"
+        " else 7*E + (24 if affine else 22)*N*C + 11*C + G) + 2*(momentum is None)) if train"
         " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"
         " else 2*E + (10 if affine else 9)*C + G",
-        "7*E + (29*N*C - 2*C if affine else 25*N*C) - 2*G if train"
+        "((11*E - 2*C if affine else 7*E) if small"
+        " else 7*E + (11 if affine else 10)*C if G == C"
+        " else 7*E + (29*N*C - 2*C if affine else 25*N*C) - 2*G) if train"
         " else 7*E + (29*N*C - 2*C if affine else 25*N*C) + 5*N*G if alpha > 0"
         " else (4*E - 2*C if affine else E)",
     ),
-    explained=FOLDED,
-    saved="B*E + (20 if affine else 16)*N*C",
+    explained=FOLDED_UNLESS_SMALL,
+    saved="B*E + (8*C if train and G == C else 8*G + (4*N*C if affine else 0) if train and small"
+    " else (20 if affine else 16)*N*C)",
     traffic=Flops("(3 if own else 2)*E*B", "(5 if own else 3)*E*B"),
     claims=(
         Claim(

@@ -228,6 +228,7 @@ _FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(("mean", "kthvalue"), _mean),  # selection: a comparison per element
     "var": _variance,
     "var_mean": _variance,
+    "batch_norm_update_stats": lambda args, kwargs, out: 4 * args[0].numel(),  # nobody wants the running statistics
     "std": _variance,
     "sinc": _per_output(3),  # π x, its sine, the quotient
     "topk": lambda args, kwargs, out: _elements(args[0]),  # each once beside the least that is kept
