@@ -13,19 +13,18 @@ t > max(renorm_after, warmup), then clipped to [1/clip, clip]. Evaluation divide
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layers.averaged_gradient import averaged_rstd, scale
 from layers.base import Norm
+from layers.batch_kernels import channel_moments, suits_kernels
 from layers.blocks import refuse_batch
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.moments import Planes, snapshot
 from layers.observe import observe
 from layers.shared import EPS, FOLDED
-from layers.underivable import underivable
 
 card = Card(
     title="Moving Average Batch Normalization",
@@ -86,11 +85,11 @@ card = Card(
     params="2*C",
     flops=Flops("6*E + 5*C if train else 2*E + 3*C", "10*E - 2*C if train else 4*E - 2*C"),
     executed=Flops(
-        "7*E + 14*N*C + (13 + m)*C if train else 2*E + 5*C",
-        "7*E + 14*N*C + (7 + m)*C if train else 4*E - 2*C",
+        "7*E + (20 + m)*C + (3*C if S == 1 or E <= 262144 else 8*N*C) if train else 2*E + 5*C",
+        "7*E + (11 + m)*C if train else 4*E - 2*C",
     ),
     explained=FOLDED,
-    saved="B*E + 8*N*C + 20*C + 9",
+    saved="B*E + 8*C + 9",
     traffic=Flops("(3 if train else 2)*E*B", "(5 if train else 3)*E*B"),
     claims=(
         Claim(
@@ -229,65 +228,39 @@ class MovingAverageBatchNorm(Norm):
             return F.batch_norm(x, center, self.running_square, self.weight, self.bias, False, 0.0, self.eps)
         if x.shape[0] not in (0, self.batch):
             refuse_batch(card, self, x)
-        planes = Planes(x)
-        chi = (planes.var + planes.mean.square()).sum(0) / self.batch
-        rstd, r = self._smooth(chi, x[:, 0].numel())
-        observe(chi=chi, r=r)
         assert self.weight is not None
         assert self.bias is not None
-        scale = self.weight.to(chi.dtype) * r * rstd
-        return planes.affine(scale, torch.zeros_like(chi), self.bias.to(chi.dtype))
+        count = x.numel() // self.channels
+        if suits_kernels(x):
+            mean, var = (t[0] for t in channel_moments(x))
+            chi = var.addcmul_(mean, mean)
+            rstd, r, place = self._smooth(chi, count)
+            observe(chi=chi, r=r)
+            return scale(x, self.weight, self.bias, rstd, r, place)
+        planes = Planes(x)
+        chi = (planes.var + planes.mean.square()).sum(0) / self.batch
+        rstd, r, place = self._smooth(chi, count)
+        observe(chi=chi, r=r)
+        rstd = averaged_rstd(chi, rstd, place, count, self.weight)
+        gain = self.weight.to(chi.dtype) * r * rstd
+        return planes.affine(gain, torch.zeros_like(chi), self.bias.to(chi.dtype))
 
-    def _smooth(self, chi: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Return 1/√(V + ε), whose backward averages Ψ, and r, (C,); move the buffers unless ``count`` is 0."""
-        with torch.no_grad():
-            window = self.ring_chi.shape[0]
-            step = snapshot(self.num_batches_tracked) + 1
-            slot, averaged = (step % window).view(1), (step > window) & (step >= self.warmup)
-            ring = snapshot(self.ring_chi).index_copy_(0, slot, chi.detach().to(self.ring_chi.dtype)[None])
-            level = snapshot(torch.where(averaged, ring.to(chi.dtype).mean(0), chi))
-            square = snapshot(self.running_square).to(chi.dtype)
-            r = ((level + self.eps) / (square + self.eps)).sqrt().clamp(1 / self.clip, self.clip)
-            r = torch.where(step > max(self.renorm_after, self.warmup), r, 1)
-            if count:
-                self.num_batches_tracked.copy_(step)
-                self.ring_chi.copy_(ring)
-                self.running_square.copy_(torch.lerp(square, level, self.momentum))
-            rstd = (level + self.eps).rsqrt()
-        place = self.ring_psi, slot, averaged
-        return _AveragedGradient.apply(chi, rstd, *place, count, self.weight), r  # type: ignore[no-untyped-call]
-
-
-class _AveragedGradient(torch.autograd.Function):
-    """s = 1/√(V + ε) as a function of χ_t, whose backward says what the averaged Ψ says and keeps Ψ_t in the ring.
-
-    ∂L/∂s is Σ γ r x ∂L/∂y, so that Ψ_t = s ∂L/∂s / count; and the engine turns a gradient h of χ_t into 2 h x / count,
-    which is −z Ψ s for h = −½ count Ψ s². ``learned`` is there to be backpropagated to, so that Ψ_t is kept though x
-    itself needs no gradient.
-    """
-
-    @staticmethod
-    def forward(
-        chi: Tensor, rstd: Tensor, ring: Tensor, slot: Tensor, averaged: Tensor, count: int, learned: Tensor
-    ) -> Tensor:
-        return rstd.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        chi, _, ctx.ring, slot, averaged, ctx.count, _ = inputs
-        ctx.save_for_backward(chi, output, slot, averaged)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        chi, rstd, slot, averaged = ctx.saved_tensors
-        with torch.no_grad():
-            psi = grad * rstd / max(1, ctx.count)
-            if ctx.count:
-                ctx.ring.index_copy_(0, slot, psi.to(ctx.ring.dtype)[None])
-            psi = torch.where(averaged, ctx.ring.to(psi.dtype).mean(0), psi)
-            of_chi = -0.5 * ctx.count * psi * rstd.square()
-        why = "MovingAverageBatchNorm has no second derivative: its gradient is averaged over batches"
-        return underivable(of_chi, grad, chi, why=why), *[None] * 6
+    @torch.no_grad()
+    def _smooth(self, chi: Tensor, count: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Return 1/√(V + ε), r, (C,), and the place of Ψ; move the buffers unless ``count`` is 0."""
+        window = self.ring_chi.shape[0]
+        step = snapshot(self.num_batches_tracked) + 1
+        slot, averaged = (step % window).view(1), (step > window) & (step >= self.warmup)
+        ring = snapshot(self.ring_chi).index_copy_(0, slot, chi.to(self.ring_chi.dtype)[None])
+        level = snapshot(torch.where(averaged, ring.to(chi.dtype).mean(0), chi))
+        square = snapshot(self.running_square).to(chi.dtype)
+        r = ((level + self.eps) / (square + self.eps)).sqrt().clamp(1 / self.clip, self.clip)
+        r = torch.where(step > max(self.renorm_after, self.warmup), r, 1)
+        if count:
+            self.num_batches_tracked.copy_(step)
+            self.ring_chi.copy_(ring)
+            self.running_square.copy_(torch.lerp(square, level, self.momentum))
+        return (level + self.eps).rsqrt(), r, (self.ring_psi, slot, averaged)
 
 
 def root_mean_square(layer: MovingAverageBatchNorm, x: Tensor) -> tuple[Tensor, Tensor]:
