@@ -174,7 +174,7 @@ def plane_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _apply(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
     """scale·(x − own) + offset, in the dtype of x."""
-    return _per_plane(x, scale, own, offset) if x.is_contiguous() else scale_rows(x, scale, offset - scale * own)
+    return per_plane(x, scale, own, offset) if x.is_contiguous() else scale_rows(x, scale, offset - scale * own)
 
 
 def scale_rows(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def scale_rows(x: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
     return y
 
 
-def _per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
+def per_plane(x: Tensor, scale: Tensor, own: Tensor, offset: Tensor) -> Tensor:
     """The same for contiguous planes: evaluation-mode batch normalization, with one channel per plane if N×C."""
     if scale.dim() == 1:
         return torch.native_batch_norm(x, scale, offset, own, torch.ones_like(own), False, 0.0, 0.0)[0]
@@ -237,7 +237,7 @@ def combine_planes(grad: Tensor, scale: Tensor, x: Tensor, slope: Tensor, offset
             y[rows] = wide.addcmul_(grad[rows].to(scale.dtype), a[rows])
         return y
     if x.is_contiguous():
-        y = _per_plane(x, slope, torch.zeros_like(slope), offset)
+        y = per_plane(x, slope, torch.zeros_like(slope), offset)
     else:
         y = torch.addcmul(planes_of(offset, x), x, planes_of(slope, x))
     return y.addcmul_(grad, planes_of(scale, x))

@@ -99,6 +99,14 @@ def test_large_maps_are_normalized_as_small_ones_by_what_descends_from_it(monkey
         near(found[what], tensor)
 
 
+def test_a_training_step_may_come_between_an_evaluation_by_bcn_and_its_backward():
+    layer, x = stone("bcn").load()(12, 3, dtype=torch.float64), data(shape=(4, 12, 5, 4)).requires_grad_()
+    wanted = torch.autograd.grad(layer.eval()(x).sin().sum(), x)[0]
+    y = layer(x)
+    layer.train()(data(seed=1, shape=(4, 12, 5, 4)))
+    near(torch.autograd.grad(y.sin().sum(), x)[0], wanted)
+
+
 @pytest.mark.parametrize("name", ["bn", "dsg", "mixed-pooling", "mpn-cov", "ppm", "strip-pooling", *FAMILY])
 def test_the_card_states_what_is_executed_on_large_maps_too(name):
     options = {"dim_reduction": 16} if name == "mpn-cov" else {}

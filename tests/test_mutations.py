@@ -86,8 +86,8 @@ def test_sums_in_half_precision(monkeypatch):
 
 @pytest.mark.usefixtures("by_planes")
 def test_an_output_that_is_a_view_of_a_custom_function(monkeypatch):
-    true = moments._per_plane
-    monkeypatch.setattr(moments, "_per_plane", lambda x, *numbers: true(x, *numbers).flatten().view(x.shape))
+    true = moments.per_plane
+    monkeypatch.setattr(moments, "per_plane", lambda x, *numbers: true(x, *numbers).flatten().view(x.shape))
     caught(memory.test_an_operation_in_place_may_follow, first("ghost-bn"))
 
 

@@ -8,7 +8,7 @@ code) or per channel. The batch form takes μ_c and σ²_c from the batch, in ev
 estimate form, for micro-batches, takes running estimates always; in training it first moves them, with speed s, by
 σ²_c ← (1−s) σ²_c + s·mean (x − μ_c)² around the old μ_c, then μ_c ← (1−s) μ_c + s·mean x, without gradient.
 
-u is never formed: its plane has mean a (m − μ_c) + β and variance a² v, a = γ/√(σ²_c + ε), if that of x has m and v.
+On large maps u is not formed: where a plane of x has m and v, its has a (m − μ_c) + β and a² v, a = γ/√(σ²_c + ε).
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from layers.base import scale_and_shift
+from layers.batch_kernels import channel_moments
 from layers.blocks import pool_blocks, spread_blocks
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
+from layers.composed_norms import composed, suits_composed
 from layers.group_norm import group_norm
-from layers.moments import Planes, pool, snapshot
+from layers.moments import Planes, pool, snapshot, wide_dtype
 from layers.norm.bn import BatchNorm
 from layers.observe import observe
 from layers.running import RunningNorm
-from layers.shared import BN_ROW, EPS, FOLDED, GROUPS, GROUPS_DIVIDE
+from layers.shared import BN_ROW, EPS, FOLDED_UNLESS_SMALL, GROUPS, GROUPS_DIVIDE
 
 card = Card(
     title="Batch-Channel Normalization",
@@ -69,7 +71,7 @@ card = Card(
             source="group: the authors' code; channel: the paper",
         ),
     ),
-    derived={"G": "groups", "W_B": "C if group_affine == 'channel' else groups"},
+    derived={"G": "groups", "W_B": "C if group_affine == 'channel' else groups", "small": "S == 1 or E <= 262144"},
     rules=(
         GROUPS_DIVIDE,
         Rule(
@@ -100,12 +102,15 @@ card = Card(
         "(15 if estimate or not train else 22)*E - 2*C - 2*W_B",
     ),
     executed=Flops(
-        "7*E + 3*N*G + (31*N*C + (14*C if estimate else 12*C + (momentum is None)) if train else 26*N*C + 4*C)",
-        "7*E + N*G + (58*N*C + 3*C if train and not estimate else 42*N*C)"
+        "(14*E + (17*C if estimate else 15*C + (momentum is None)) if train else 9*E + 5*C) + 5*N*G + 6*N*C if small"
+        " else 7*E + 3*N*G + (31*N*C + (14*C if estimate else 12*C + (momentum is None)) if train else 26*N*C + 4*C)",
+        "((24 if train and not estimate else 17)*E + 3*C if small"
+        " else 7*E + N*G + (58*N*C + 3*C if train and not estimate else 42*N*C))"
         " + (2*C - 2*G if group_affine == 'group' else 0)",
     ),
-    explained=FOLDED,
-    saved="B*E + 44*N*C + 12*C + (0 if G == C else 4*N*G + (4*C if group_affine == 'group' else 0))",
+    explained=FOLDED_UNLESS_SMALL,
+    saved="B*E + (8*N*G + 8*C + (8*C if group_affine == 'group' else 0) if small"
+    " else 44*N*C + 12*C + (0 if G == C else 4*N*G + (4*C if group_affine == 'group' else 0)))",
     traffic=Flops("3*E*B", "5*E*B"),
     claims=(
         Claim(
@@ -152,13 +157,11 @@ card = Card(
         ),
     ),
     notes=(
-        "With the authors' code as it stands the estimates never move: their speed is a buffer that starts at 0, and "
-        "BCN is then GN of an affine map.",
+        "The authors' estimates never move: their speed is a buffer that starts at 0; BCN is then GN of an affine map.",
         "The authors' estimate of the variance is taken around the old mean, not around the mean it goes with.",
         "The authors' code learns w and b per group, where the paper has them per channel; the option has both.",
         "In the authors' code the ε of the estimate form is fixed at 1e-5; here eps is that of both steps.",
         "The authors' code views the batch as (1, N·G, −1), which channels_last memory refuses.",
-        "It runs two normalizations and an affine map over the data; one pass of moments and one affine map do.",
     ),
     examples=(
         {"groups": 3},
@@ -229,41 +232,45 @@ class BatchChannelNorm(RunningNorm):
         self.check_input(x)
         self.refuse_single_values(x[:1].numel() // self.groups, "group")
         batch, channels = x.shape[:2]
+        w, b = (self._per_channel(t).to(wide_dtype(x.dtype)) for t in (self.group_weight, self.group_bias))
+        if suits_composed(x):
+            through = self.training and not self.estimate
+            moments = self._channel_statistics(x, [t[0] for t in channel_moments(x)] if self.training else [])
+            return composed(x, (self.weight, self.bias), (w, b), moments, self.eps, self.groups, through=through)
         planes = Planes(x)
-        mean, var = self._channel_statistics(planes, x.numel() // channels)
+        mean, var = self._channel_statistics(x, [t.squeeze(0) for t in pool(planes.mean, planes.var, 0)])
         scale, shift = scale_and_shift(var, self.eps, self.weight, self.bias)
         assert shift is not None
         of_u = scale * (planes.mean - mean) + shift, scale.square() * planes.var
         group_mean, group_var = pool_blocks(*of_u, 1, self.groups)
         observe(group_mean=group_mean, group_var=group_var)
         rstd, group_mean = (spread_blocks(t, batch, channels) for t in ((group_var + self.eps).rsqrt(), group_mean))
-        w, b = (self._per_channel(t).to(rstd.dtype) for t in (self.group_weight, self.group_bias))
         return planes.affine(w * rstd * scale, mean, w * rstd * (shift - group_mean) + b)
 
-    def _channel_statistics(self, planes: Planes, count: int) -> tuple[Tensor, Tensor]:
-        """Return μ_c and σ²_c (C,) as the form and mode want them, and move the buffers in training."""
+    def _channel_statistics(self, x: Tensor, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return μ_c and σ²_c (C,) as the form and mode want them; in training, by ``moments``, move the buffers."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        wide = planes.mean.dtype
         if not self.training:
-            return self.running_mean.to(wide), self.running_var.to(wide)
-        mean, var = (t.squeeze(0) for t in pool(planes.mean, planes.var, 0))
+            mean, var = (t.to(wide_dtype(x.dtype), copy=True) for t in (self.running_mean, self.running_var))
+            return mean, var  # copies: training may move the buffers before this backward
+        mean, var = moments
         if self.estimate:
-            return self._estimate(mean.detach(), var.detach(), count)
-        self.refuse_single_values(count, "channel")
+            return self._estimate(mean.detach(), var.detach(), x.numel())
+        self.refuse_single_values(x.numel() // self.channels, "channel")
         observe(mean=mean, var=var)
-        self.update_running(mean, var, count)
+        self.update_running(mean, var, x.numel() // self.channels)
         return mean, var
 
     @torch.no_grad()
-    def _estimate(self, mean: Tensor, var: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Move the estimates by a batch of ``count`` values per channel and return them."""
+    def _estimate(self, mean: Tensor, var: Tensor, values: int) -> tuple[Tensor, Tensor]:
+        """Move the estimates by a batch of so many ``values`` and return them."""
         assert self.running_mean is not None
         assert self.running_var is not None
         old_mean, old_var = (snapshot(t).to(mean.dtype) for t in (self.running_mean, self.running_var))
         around = var + (mean - old_mean).square()
         observe(mean=mean, var=around)
-        if count == 0:
+        if values == 0:
             return old_mean, old_var
         new = torch.lerp(old_mean, mean, self.moving_speed), torch.lerp(old_var, around, self.moving_speed)
         self.running_mean.copy_(new[0])
