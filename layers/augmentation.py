@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layers.image_operations import OPERATIONS
+from layers.image_operations import BY_PLANE, OPERATIONS
 from layers.policies import Applied, Policy, choices
 
 Plan = tuple[Applied, ...]
-NONE = ""  # the operation of an image that gets none
 AT_ONCE = 2**18  # values of images that are worked on together; their single-precision copies fit the L2 cache
 
 
@@ -56,47 +55,34 @@ def apply(images: Tensor, plans: Sequence[Plan], fill: Sequence[int]) -> Tensor:
 
 def _in_rounds(source: Tensor, plans: Sequence[Plan], fill: Sequence[int]) -> Tensor:
     """Return contiguous ``source``, never itself, after what the plan of each says."""
-    done = torch.empty_like(source)
-    if done.numel():
-        most = max(1, AT_ONCE // source[0].numel())
-        for number in range(max(1, *map(len, plans))):
-            for operation, values, chosen in _groups(plans, number, most):
-                _do(operation, values, chosen, source, done, fill)
-            source = done
-    return done
+    if not source.numel():
+        return torch.empty_like(source)
+    done = list(source.chunk(len(plans)))  # images stay where the last operation left them: no copies between rounds
+    most = max(1, AT_ONCE // source[0].numel())
+    for number in range(max(map(len, plans))):
+        for operation, values, chosen in _groups(plans, number, most):
+            given = done[chosen[0]] if len(chosen) == 1 else torch.cat([done[image] for image in chosen])
+            made = OPERATIONS[operation](given, values, fill)
+            for image, result in zip(chosen, made.chunk(len(chosen)), strict=True):
+                done[image] = result
+    return torch.cat(done)
 
 
 def _groups(plans: Sequence[Plan], number: int, most: int) -> Iterator[tuple[str, list[float], list[int]]]:
     """Every kind of operation that is some plan's ``number``-th, with values and images, up to ``most`` at a time.
 
-    Equal values are neighbours. The first operation of an empty plan is none.
+    Equal values are neighbours.
     """
     groups: dict[str, list[tuple[float, int]]] = {}
     for image, plan in enumerate(plans):
         if number < len(plan):
             groups.setdefault(plan[number].operation, []).append((plan[number].value, image))
-        elif number == 0:
-            groups.setdefault(NONE, []).append((0, image))
     for operation, members in groups.items():
         members.sort()
-        for start in range(0, len(members), most):
-            part = members[start : start + most]
+        step = 8 * most if operation in BY_PLANE else most
+        for start in range(0, len(members), step):
+            part = members[start : start + step]
             yield operation, [value for value, _ in part], [image for _, image in part]
-
-
-def _do(
-    operation: str, values: Sequence[float], chosen: Sequence[int], source: Tensor, done: Tensor, fill: Sequence[int]
-) -> None:
-    """Set the ``chosen`` of ``done`` to what ``operation`` makes of those of ``source``."""
-
-    def made(images: Tensor) -> Tensor:
-        return images if operation == NONE else OPERATIONS[operation](images, values, fill)
-
-    if len(chosen) == 1:
-        done.narrow(0, chosen[0], 1).copy_(made(source.narrow(0, chosen[0], 1)))
-        return
-    index = torch.tensor(chosen, device=source.device)
-    done.index_copy_(0, index, made(source.index_select(0, index)))
 
 
 def is_picture(image: Any) -> bool:

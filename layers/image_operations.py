@@ -41,9 +41,12 @@ def posterize(images: Tensor, bits: Values, fill: Fill) -> Tensor:
 
 def solarize(images: Tensor, thresholds: Values, fill: Fill) -> Tensor:
     """V below its threshold, of 0 to 256, else 255 − v."""
-    least = _column([math.ceil(t) for t in thresholds], images, torch.int16)
-    below = (images.to(torch.int16).sub_(least) >> 15).to(torch.uint8)  # 255 or 0: comparing is no vector operation
-    return below.bitwise_xor_(images).bitwise_not_()
+    # max(v, t − 1) − (t − 1) is 0 below t, and its negative, cut to 1, 255 from there: comparing is no vector operation
+    under = _column([max(0, math.ceil(t) - 1) for t in thresholds], images, torch.uint8)
+    turned = torch.maximum(images, under).sub_(under).clamp_(max=1).neg_().bitwise_xor_(images)
+    for image in (image for image, t in enumerate(thresholds) if t <= 0):
+        turned[image] = ~images[image]
+    return turned
 
 
 def autocontrast(images: Tensor, values: Values, fill: Fill) -> Tensor:
@@ -274,6 +277,7 @@ def _fixed(number: float) -> int:
 
 
 Operation = Callable[[Tensor, Values, Fill], Tensor]
+BY_PLANE = ("AutoContrast", "Equalize")  # large images are worked on plane by plane, however many are given
 OPERATIONS: dict[str, Operation] = {
     "ShearX": shear_x,
     "ShearY": shear_y,
