@@ -8,14 +8,14 @@ Outputs have the dtype and the memory format of the input.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Layer, scale_and_shift
-from layers.moments import is_channels_last
+from layers.moments import CHUNK, is_channels_last, needs_plain_operations, wide_dtype, widened
 from layers.norm.bn import BatchNorm
 
 
@@ -120,9 +120,67 @@ def pyramid(x: Tensor, levels: Sequence[int], pool: Callable[[Tensor, int], Tens
     return [base if n == finest else pool(x if finest % n else base, n) for n in levels]
 
 
+def means(x: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+    """Return `pyramid` of means, in float32 or wider; on a processor channels last, where torch works on vectors."""
+    if x.device.type == "cpu" and x.numel() and not needs_plain_operations():
+        found: tuple[Tensor, ...] = _Means.apply(x, levels)  # type: ignore[no-untyped-call]
+        return found
+    return tuple(pyramid(widened(x), levels, mean_bins))
+
+
+class _Means(torch.autograd.Function):
+    """The grids of means from slices that stay in cache, however many they are; backward is the same in reverse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.levels, ctx.shape, ctx.dtype, ctx.last, ctx.rows = levels, x.shape, x.dtype, is_last(x), rows_in_cache(x)
+        wide = wide_dtype(x.dtype)
+        parts = (x[rows].to(wide, memory_format=torch.channels_last) for rows in ctx.rows)
+        return tuple(map(torch.cat, zip(*(pyramid(part, levels, mean_bins) for part in parts), strict=True)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        parts = (_spread([grad[rows] for grad in grads], ctx.levels, ctx.shape[2:]) for rows in ctx.rows)
+        found = [part.to(ctx.dtype, memory_format=layout) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found), None
+
+
+def _spread(grads: Sequence[Tensor], levels: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Return the gradient of a map of ``size``, channels last, from those of its `pyramid` of means."""
+    finest = max(levels)
+    nested = size[0] % finest == size[1] % finest == 0
+    of_map, of_finest = [], []
+    for level, grad in zip(levels, grads, strict=True):
+        if not nested or finest % level:
+            of_map.append(_spread_bins(grad, size))
+        else:
+            of_finest.append(grad if level == finest else _spread_bins(grad, (finest, finest)))
+    if of_finest:
+        of_map.append(_spread_bins(sum(of_finest[1:], of_finest[0]), size))
+    return sum(of_map[1:], of_map[0]).expand(-1, -1, *size)
+
+
+def _spread_bins(grad: Tensor, size: Sequence[int]) -> Tensor:
+    """Return the gradient of a map of ``size`` from that of its means over bins; of one bin a single position."""
+    if grad.shape[2:] == (1, 1):
+        return grad / (size[0] * size[1])
+    like = torch.empty(*grad.shape[:2], *size, dtype=grad.dtype, memory_format=torch.channels_last)
+    spread: Tensor = torch.ops.aten._adaptive_avg_pool2d_backward(
+        grad.contiguous(memory_format=torch.channels_last), like
+    )
+    return spread
+
+
+def rows_in_cache(x: Tensor) -> list[slice]:
+    """Return the samples of ``x``, not empty, in slices that stay in cache with as much again, for every thread."""
+    step = max(1, 2 * CHUNK * torch.get_num_threads() * x.shape[0] // x.numel())
+    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
+
+
 def mean_bins(x: Tensor, bins: int) -> Tensor:
     """Return the means over bins×bins adaptive windows, (N, C, bins, bins)."""
-    return F.adaptive_avg_pool2d(x, bins)
+    return x.mean((2, 3), keepdim=True) if bins == 1 else F.adaptive_avg_pool2d(x, bins)
 
 
 def max_bins(x: Tensor, bins: int) -> Tensor:

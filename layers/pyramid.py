@@ -2,8 +2,8 @@
 
 L levels a, b, c, d (0: none), M the finest; ``whole`` where coarser levels are pooled from its map, but for those that
 do not divide it, ``skew`` in number. ``windows`` are the elements of all windows, ``made`` the bins of a plane that are
-pooled, ``single`` those that are a mean of everything, ``coarser`` and ``ones`` levels pooled from the finest,
-``joined`` the additions of gradients that meet, ``again`` the levels that share the map of the finest with another.
+pooled, ``lone`` the elements of windows that are all there is, ``joined`` the additions of gradients that meet,
+``again`` the levels that share the map of the finest with another.
 """
 
 PYRAMID_SYMBOLS = {
@@ -28,12 +28,8 @@ PYRAMID_SYMBOLS = {
     "made": "(a*a if window_a else 0) + (b*b if window_b else 0) + "
     "(c*c if window_c else 0) + (d*d if window_d else 0) + "
     "(M*M if whole else 0)",
-    "single": "(a == 1 and window_a > 0) + (b == 1 and window_b > 0) + "
-    "(c == 1 and window_c > 0) + (d == 1 and window_d > 0) + "
-    "(whole and M == 1)",
-    "coarser": "(whole and 1 < a < M and M % max(1, a) == 0) + (whole and 1 < b < M and M % max(1, b) == 0) + "
-    "(whole and 1 < c < M and M % max(1, c) == 0) + (whole and 1 < d < M and M % max(1, d) == 0)",
-    "ones": "(whole and a == 1 < M) + (whole and b == 1 < M) + (whole and c == 1 < M) + (whole and d == 1 < M)",
+    "lone": "(window_a if a == 1 else 0) + (window_b if b == 1 else 0) + "
+    "(window_c if c == 1 else 0) + (window_d if d == 1 else 0) + (H*W if M == 1 else 0)",
     "again": "(a == M) + (b == M) + (c == M) + (d == M) - 1 if whole else 0",
     "joined": "(L - skew - 1)*N*C*M*M + skew*E if whole else (L - 1)*E",
 }

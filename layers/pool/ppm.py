@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.convolution import options_among
-from layers.moments import widened
-from layers.pooling import ConvNorm, Pooling, enlarged, like, mean_bins, pyramid
+from layers.pooling import ConvNorm, Pooling, enlarged, like, mean_bins, means, pyramid
 from layers.shared import ALIGN_CORNERS, EPS, POOLED_POSITIONS, PYRAMID_SYMBOLS
 
 card = Card(
@@ -51,8 +50,10 @@ card = Card(
         "flat": "(a == 1) + (b == 1) + (c == 1) + (d == 1)",
         "enlarging": "7*N*R*S*(L - flat)",
         "shrinking": "8*N*R*S*(L - flat) + N*R*S*flat + E",
-        "pooling": "windows + N*C*(made - single) + joined",
+        "pooling": "windows + N*C*(made - lone) + joined",
+        "shifted": "L - flat if train and R > 1 else 0",
         "norms": "batch_norm(N, R, a*a) + batch_norm(N, R, b*b) + batch_norm(N, R, c*c) + batch_norm(N, R, d*d)",
+        "shifting": "(N + 1)*R*(bins - flat) + 4*R*shifted if shifted > 0 else 0",
         "norms_back": "batch_norm_backward(N, R, a*a) + batch_norm_backward(N, R, b*b) + "
         "batch_norm_backward(N, R, c*c) + batch_norm_backward(N, R, d*d)",
     },
@@ -93,15 +94,15 @@ card = Card(
         "pooling + 4*N*R*C*bins + shrinking + (12*N*R*bins if train else 5*N*R*bins) - 2*R*L",
     ),
     executed=Flops(
-        "windows + 2*N*R*C*bins + enlarging + (N*R*bins + norms if train else 2*N*R*bins + 5*R*L + C*C)",
+        "windows + 2*N*R*C*bins + enlarging + (N*R*bins + norms + shifting if train else 2*N*R*bins + 5*R*L + C*C)",
         "pooling + 4*N*R*C*bins + shrinking - N*R*flat + "
         "(N*R*bins + norms_back if train else 2*N*R*bins + 2*R*L + 3*C*C)",
     ),
-    explained="In evaluation the batch norms "
-    "are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; a "
-    "single bin is expanded. fvcore counts a pooling by the elements of its input, whatever the overlap of bins, "
-    "convolutions by one per multiply-add, and interpolation by 4 per number.",
-    saved="(4*E if M > 1 else 0) + 4*N*C*(bins - again*M*M) + 8*R*L + (8*N*R*bins if train else 4*N*R*bins + 4*C*C)",
+    explained="In training the batch norms shift the small maps by a mean first, channels last as those are; in "
+    "evaluation they are folded into the convolutions before them. An interpolated number takes 7 operations, 8 "
+    "backward; a single bin is expanded. fvcore counts a pooling by the elements of its input, whatever the overlap of "
+    "bins, convolutions by one per multiply-add, and interpolation by 4 per number.",
+    saved="4*N*C*bins + 8*R*L + 4*R*shifted + (8*N*R*bins if train else 4*N*R*bins + 4*C*C)",
     traffic=Flops("3*E*B", "3*E*B"),
     ranks=(4,),
     output=("N", "2*C", "H", "W"),
@@ -177,9 +178,8 @@ class PyramidPooling(Pooling):
         if 1 in self._grids:
             self.refuse_single_values(x.shape[0], "a grid of one bin")
         size = (x.shape[2], x.shape[3])
-        maps = pyramid(widened(x), self._grids, mean_bins)
-        context = [grid(pooled).relu_() for grid, pooled in zip(self.grids, maps, strict=True)]
-        return like(torch.cat([x, *(enlarged(z, size, self.align_corners).to(x.dtype) for z in context)], 1), x)
+        context = [grid(pooled).relu_() for grid, pooled in zip(self.grids, means(x, self._grids), strict=True)]
+        return like(torch.cat([x, *(like(enlarged(z, size, self.align_corners), x) for z in context)], 1), x)
 
 
 def beside(layer: PyramidPooling, x: Tensor) -> tuple[Tensor, Tensor]:

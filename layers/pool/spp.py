@@ -7,17 +7,23 @@ $$y = [\,\max_{p \in \text{bin}} x_{ncp}\,]_{\text{levels},\,c,\,\text{bins}},\q
 Levels are concatenated, within one channels come first and rows of bins after. Bins overlap unless n divides the size.
 
 Where the finest level divides height and width, a level that divides it is pooled from its map: one pass over x.
+On a processor all levels are pooled from a slice of x that stays in cache, channels last: only there torch's kernel
+works on vectors. Backward needs the places of the maxima alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule
 from layers.convolution import options_among
-from layers.moments import widened
-from layers.pooling import Pooling, max_bins, mean_bins, pyramid
+from layers.moments import needs_plain_operations, widened
+from layers.pooling import Pooling, is_last, max_bins, mean_bins, means, pyramid, rows_in_cache
 from layers.shared import POOLED_POSITIONS, PYRAMID_SYMBOLS
 
 card = Card(
@@ -51,12 +57,12 @@ card = Card(
     ),
     flops=Flops(
         "windows - (N*C*made if mode == 'max' else 0)",
-        "joined + (N*C*made if mode == 'max' else windows + N*C*(made - single))",
+        "N*C*bins if mode == 'max' else joined + windows + N*C*(made - lone)",
     ),
-    explained="A window of m values takes m − 1 comparisons, or m − 1 additions and a division. fvcore counts no "
+    explained="A window of m values takes m − 1 comparisons, or m − 1 additions and a division; backward the "
+    "gradient of a maximum is added where it was. fvcore counts no "
     "maxima, and a mean by the elements of its input, whatever the overlap of bins.",
-    saved="4*E + 8*N*C*made + (4*N*C*M*M if coarser + ones > 0 else 0) if mode == 'max' else "
-    "(4*E if M > 1 else 0) + (4*N*C*M*M if coarser > 0 else 0)",
+    saved="8*N*C*(bins - again*M*M) if mode == 'max' else 0",
     traffic=Flops("B*(E + N*C*bins)", "B*(E + N*C*bins)"),
     ranks=(4,),
     output=("N", "C*bins"),
@@ -128,8 +134,60 @@ class SpatialPyramidPooling(Pooling):
         """Return the vector (N, C·Σn²) of ``x`` (N, C, H, W)."""
         self.check_input(x)
         grids = [level for level in self.levels if level]
-        maps = pyramid(x, grids, max_bins) if self.mode == "max" else pyramid(widened(x), grids, mean_bins)
+        if self.mode == "max" and x.device.type == "cpu" and x.numel() and not needs_plain_operations():
+            y: Tensor = _Maxima.apply(x, grids)  # type: ignore[no-untyped-call]
+            return y
+        maps = pyramid(x, grids, max_bins) if self.mode == "max" else means(x, grids)
         return torch.cat([pooled.flatten(1) for pooled in maps], 1).to(x.dtype)
+
+
+class _Maxima(torch.autograd.Function):
+    """The vectors of maxima; their gradients are added up where the maxima were, not in a map for each level."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, levels: Sequence[int]) -> Tensor:
+        ctx.levels, ctx.shape, ctx.last, ctx.rows = levels, x.shape, is_last(x), rows_in_cache(x)
+        found = [_maxima(x[rows].contiguous(memory_format=torch.channels_last), levels) for rows in ctx.rows]
+        ctx.save_for_backward(*(places for part in found for _, places in part))
+        vectors = [torch.cat([values.flatten(1) for values, _ in part], 1) for part in found]
+        return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        batch, channels, height, width = ctx.shape
+        sizes, found = [channels * level * level for level in ctx.levels], iter(ctx.saved_tensors)
+        wide = widened(grads[0])
+        total = wide.new_zeros((batch, height * width, channels) if ctx.last else (batch, channels, height * width))
+        for rows in ctx.rows:
+            for part in wide[rows].split_with_sizes(sizes, 1):
+                places, grad = next(found).flatten(2), part.reshape(len(part), channels, -1)
+                if ctx.last:
+                    total[rows].scatter_add_(1, places.mT, grad.mT)
+                else:
+                    total[rows].scatter_add_(2, places, grad)
+        total = total.to(grads[0].dtype)
+        return (total.mT if ctx.last else total).view(ctx.shape), None
+
+
+def _maxima(x: Tensor, levels: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Return of every level the maxima and at which position of its plane each is (N, C, n, n), as `pyramid`."""
+
+    def pool(x: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        values, places = F.adaptive_max_pool2d(x, level, return_indices=True)
+        return values, places
+
+    finest = max(levels)
+    if x.shape[2] % finest or x.shape[3] % finest:
+        return [pool(x, level) for level in levels]
+    values, places = base = pool(x, finest)
+    found = []
+    for level in levels:
+        if level < finest and finest % level == 0:
+            coarser, within = pool(values, level)
+            found.append((coarser, places.flatten(2).gather(2, within.flatten(2)).view_as(within)))
+        else:
+            found.append(base if level == finest else pool(x, level))
+    return found
 
 
 def whole(layer: SpatialPyramidPooling, x: Tensor) -> tuple[Tensor, Tensor]:

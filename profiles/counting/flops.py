@@ -220,7 +220,7 @@ _FORMULAS: dict[str, Formula] = {
     "addcmul": _scaled(2, "value", 3),
     "addcdiv": _scaled(2, "value", 3),
     "lerp": _per_output(3),
-    "index_add": lambda args, kwargs, out: _elements(args[3]),
+    **dict.fromkeys(("index_add", "scatter_add"), lambda args, kwargs, out: _elements(args[3])),
     "clamp": _clamp,
     "sigmoid_backward": _per_output(3),
     "tanh_backward": _per_output(3),

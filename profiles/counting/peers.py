@@ -101,7 +101,7 @@ def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
 
 
 def _added(inputs: list[Any], outputs: list[Any]) -> int:
-    """index_add: 1 per element of its source."""
+    """index_add and scatter_add: 1 per element of their source."""
     return _size(inputs[3])
 
 
@@ -113,7 +113,7 @@ def _eigenvectors(inputs: list[Any], outputs: list[Any]) -> int:
     return 9 * _size(inputs[0]) * int(inputs[0].type().sizes()[-1])
 
 
-_OTHERS = {"index_add": _added, "baddbmm": _baddbmm, "linalg_eigh": _eigenvectors}
+_OTHERS = {"index_add": _added, "scatter_add": _added, "baddbmm": _baddbmm, "linalg_eigh": _eigenvectors}
 
 
 def _size(value: Any) -> int:
