@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from layers.attached import Attached, Penalized
 from layers.card import Card, Flops, Identity, Option, OptionError, Paper, Rule
-from layers.moments import widened
+from layers.moments import Planes, widened
 from layers.weight.weight_standardization import standardize
 from layers.weight_functions import check
 from layers.weights import Weight, weights
@@ -74,12 +74,12 @@ card = Card(
         "4*E + 2*O if statistic == 'std' else E + 3*O",
     ),
     executed=Flops(
-        "4*E + 10*O - 1 if statistic == 'std' else 2*E + 4*O - 1",
-        "5*E + 12*O + 1 if statistic == 'std' else 2*E + 4*O + 1",
+        "5*E + 14*O - 1 if statistic == 'std' else 2*E + 4*O - 1",
+        "2*E + 16*O + 1 if statistic == 'std' else 2*E + 4*O + 1",
     ),
     explained=(
-        "Autograd takes the mean again on its way back. Looking for filters without variance is an operation per "
-        "filter. `attach` takes the closed form instead, moments and one multiply-add per weight."
+        "The moments are those of a normalizing kernel, 5 operations per weight; backward is a multiply-add. Looking for "
+        "filters without variance is an operation per filter. `attach` takes the closed form instead, moments and one multiply-add per weight."
     ),
     saved="(4 if statistic == 'std' else 2)*O*B",
     traffic=Flops("E*B", "2*E*B"),
@@ -121,8 +121,7 @@ def shifted_l2(weight: Tensor, lam: float = 1e-4, eps: float = 1e-3, statistic: 
         _refuse_dead(norm, weight, statistic)
         shifted: Tensor = (norm - eps).square().sum() * (lam / 2)
         return shifted.to(weight.dtype)
-    count = rows.shape[1]
-    var, mean = torch.var_mean(rows, 1)
+    count, (mean, var) = rows.shape[1], _moments(rows)
     _refuse_dead(var, weight, statistic)
     std = var.clamp_min(torch.finfo(var.dtype).tiny).sqrt()  # its derivative at 0 is 0, not NaN
     each = (count - 1) * (std - eps).square() + count * mean.square()
@@ -141,12 +140,10 @@ def shifted_l2_gradient(weight: Tensor, lam: float = 1e-4, eps: float = 1e-3, st
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         gradient = rows * (lam - torch.where(norm > 0, lam * eps / norm, 0.0))
     else:
-        # λ(w − ε (w − m)/s) = (λ − λε/s) w + λε m/s. Moments by the kernel of layer norm: several times as fast.
-        count, tiny = rows.shape[1], torch.finfo(rows.dtype).tiny
-        _, mean, rstd = torch.native_layer_norm(rows, (count,), None, None, tiny)
-        share = ((count - 1) / count) ** 0.5  # from the biased to the unbiased estimate
-        shift = torch.where(rstd < 0.5 * tiny**-0.5, rstd * (lam * eps * share), 0.0)
-        gradient = torch.addcmul(mean * shift, rows, lam - shift)
+        # λ(w − ε (w − m)/s) = (λ − λε/s) w + λε m/s
+        mean, var = (moment.unsqueeze(1) for moment in _moments(rows))
+        shift = torch.where(var > torch.finfo(var.dtype).tiny, lam * eps * var.rsqrt(), 0.0)
+        gradient = (rows * (lam - shift)).add_(mean * shift)
     return gradient.view(weight.shape).to(weight.dtype)
 
 
@@ -154,6 +151,12 @@ def _rows(weight: Tensor, lam: float, eps: float, statistic: str) -> Tensor:
     """Check the options and return the filters as rows (O, I), in float32 or wider."""
     check(card, weight, {"lam": lam, "eps": eps, "statistic": statistic})
     return widened(weight).reshape(weight.shape[0], weight.shape[1:].numel())
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and unbiased variance of each row (O,); torch.var_mean takes ten times as long."""
+    planes, count = Planes(rows.unsqueeze(0)), rows.shape[1]
+    return planes.mean.squeeze(0), planes.var.squeeze(0) * (count / (count - 1))
 
 
 def _refuse_dead(size: Tensor, weight: Tensor, statistic: str, name: str = "shifted-l2") -> None:
