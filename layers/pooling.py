@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layers.base import Layer, scale_and_shift
-from layers.moments import CHUNK, is_channels_last, needs_plain_operations, wide_dtype, widened
+from layers.cached import joined, rows_in_cache
+from layers.moments import is_channels_last, needs_plain_operations, wide_dtype, widened
 from layers.norm.bn import BatchNorm
 
 
@@ -143,7 +144,7 @@ class _Means(torch.autograd.Function):
         layout = torch.channels_last if ctx.last else torch.contiguous_format
         parts = (_spread([grad[rows] for grad in grads], ctx.levels, ctx.shape[2:]) for rows in ctx.rows)
         found = [part.to(ctx.dtype, memory_format=layout) for part in parts]
-        return found[0] if len(found) == 1 else torch.cat(found), None
+        return joined(found), None
 
 
 def _spread(grads: Sequence[Tensor], levels: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -170,12 +171,6 @@ def _spread_bins(grad: Tensor, size: Sequence[int]) -> Tensor:
         grad.contiguous(memory_format=torch.channels_last), like
     )
     return spread
-
-
-def rows_in_cache(x: Tensor) -> list[slice]:
-    """Return the samples of ``x``, not empty, in slices that stay in cache with as much again, for every thread."""
-    step = max(1, 2 * CHUNK * torch.get_num_threads() * x.shape[0] // x.numel())
-    return [slice(start, start + step) for start in range(0, x.shape[0], step)]
 
 
 def mean_bins(x: Tensor, bins: int) -> Tensor:

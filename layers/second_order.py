@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from layers.base import Layer
+from layers.cached import joined, rows_in_cache
 from layers.card import Card, OptionError
 from layers.moments import widened
 from layers.option import OptionValue
@@ -101,6 +102,11 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
     return shifted - mean, mean
 
 
+def _parts(x: Tensor, centre: bool) -> list[slice]:
+    """The samples of ``x``, in cache where their rows are centred before the product, which takes several passes."""
+    return rows_in_cache(x) if centre else [slice(0, x.shape[0])]
+
+
 class _Gram(torch.autograd.Function):
     """x → s X Xᵀ, s = 1/M with mean and else 1, and μ; keeps x."""
 
@@ -108,15 +114,19 @@ class _Gram(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, mean: bool, centre: bool) -> tuple[Tensor, Tensor]:
-        rows = widened(x)
-        center = rows[..., :0].sum(-1)
-        if centre:
-            first = rows[..., 0]
-            rows, center = _centred(rows)
-            center = center.squeeze(-1) + first
-        with full_precision(rows):
-            product = torch.bmm(rows, rows.mT)
-            return product / x.shape[2] if mean else product, center
+        products, centers = [], []
+        for part in _parts(x, centre):
+            rows = widened(x[part])
+            center = rows[..., :0].sum(-1)
+            if centre:
+                first = rows[..., 0]
+                rows, center = _centred(rows)
+                center = center.squeeze(-1) + first
+            with full_precision(rows):
+                products.append(torch.bmm(rows, rows.mT))
+            centers.append(center)
+        product = joined(products)
+        return product / x.shape[2] if mean else product, joined(centers)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -127,10 +137,14 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        rows = _centred(widened(x))[0] if ctx.centre else widened(x)
         g = grads[0] + grads[0].mT
-        with full_precision(rows):
-            return torch.bmm(g / x.shape[2] if ctx.mean else g, rows).to(x.dtype), None, None
+        g = g / x.shape[2] if ctx.mean else g
+        found = []
+        for part in _parts(x, ctx.centre):
+            rows = _centred(widened(x[part]))[0] if ctx.centre else widened(x[part])
+            with full_precision(rows):
+                found.append(torch.bmm(g[part], rows).to(x.dtype))
+        return joined(found), None, None
 
 
 class _Triangle(torch.autograd.Function):

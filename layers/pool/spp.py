@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layers.cached import joined, rows_in_cache
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule
 from layers.convolution import options_among
 from layers.moments import needs_plain_operations, widened
-from layers.pooling import Pooling, is_last, max_bins, mean_bins, means, pyramid, rows_in_cache
+from layers.pooling import Pooling, is_last, max_bins, mean_bins, means, pyramid
 from layers.shared import POOLED_POSITIONS, PYRAMID_SYMBOLS
 
 card = Card(
@@ -149,8 +150,7 @@ class _Maxima(torch.autograd.Function):
         ctx.levels, ctx.shape, ctx.last, ctx.rows = levels, x.shape, is_last(x), rows_in_cache(x)
         found = [_maxima(x[rows].contiguous(memory_format=torch.channels_last), levels) for rows in ctx.rows]
         ctx.save_for_backward(*(places for part in found for _, places in part))
-        vectors = [torch.cat([values.flatten(1) for values, _ in part], 1) for part in found]
-        return vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+        return joined([torch.cat([values.flatten(1) for values, _ in part], 1) for part in found])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

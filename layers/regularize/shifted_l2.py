@@ -78,8 +78,9 @@ card = Card(
         "2*E + 16*O + 1 if statistic == 'std' else 2*E + 4*O + 1",
     ),
     explained=(
-        "The moments are those of a normalizing kernel, 5 operations per weight; backward is a multiply-add. Looking for "
-        "filters without variance is an operation per filter. `attach` takes the closed form instead, moments and one multiply-add per weight."
+        "The moments are those of a normalizing kernel, 5 operations per weight; backward is a multiply-add. Looking "
+        "for filters without variance is an operation per filter. `attach` takes the closed form instead, moments and "
+        "one multiply-add per weight."
     ),
     saved="(4 if statistic == 'std' else 2)*O*B",
     traffic=Flops("E*B", "2*E*B"),
