@@ -11,12 +11,17 @@ share the two copies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from layers.card import Card, Claim, Identity, Option, Paper, Rule
 from layers.convolution import options_among
+from layers.moments import needs_plain_operations
 from layers.norm.bn import BatchNorm
 from layers.pooling import Pooling, is_last
 from layers.shared import POOLED_POSITIONS
@@ -152,6 +157,40 @@ class SplitMerge(Pooling):
 
 def split(x: Tensor, window: tuple[int, int], order: str = "sample") -> Tensor:
     """Return the KH·KW subsampled images of every sample as samples, in the memory format of ``x``; a copy."""
+    if needs_plain_operations():
+        return _split(x, window, order)
+    made: Tensor = _Moved.apply(x, _split, _merge, window, order)  # type: ignore[no-untyped-call]
+    return made
+
+
+def merge(x: Tensor, window: tuple[int, int], order: str = "sample") -> Tensor:
+    """Return the images that `split` with the same arguments makes ``x`` of, in the memory format of ``x``; a copy."""
+    if needs_plain_operations():
+        return _merge(x, window, order)
+    made: Tensor = _Moved.apply(x, _merge, _split, window, order)  # type: ignore[no-untyped-call]
+    return made
+
+
+Move = Callable[[Tensor, tuple[int, int], str], Tensor]
+
+
+class _Moved(torch.autograd.Function):
+    """A permutation; its backward is the inverse in the memory format of the input, where autograd makes two copies."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, there: Move, back: Move, window: tuple[int, int], order: str) -> Tensor:
+        ctx.arguments, ctx.last = (back, there, window, order), is_last(x)
+        # No view: what follows may work in place, which autograd refuses on a view made in a custom Function.
+        return x.new_empty(0).set_(there(x, window, order))  # type: ignore[call-overload, no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layout = torch.channels_last if ctx.last else torch.contiguous_format
+        grad = grads[0].contiguous(memory_format=layout)
+        return _Moved.apply(grad, *ctx.arguments), None, None, None, None  # type: ignore[no-untyped-call]
+
+
+def _split(x: Tensor, window: tuple[int, int], order: str) -> Tensor:
     n, c, h, w = x.shape
     kh, kw = window
     shape = (n * kh * kw, c, h // kh, w // kw)
@@ -160,13 +199,18 @@ def split(x: Tensor, window: tuple[int, int], order: str = "sample") -> Tensor:
     return _copy(parts, 3, shape, is_last(x))
 
 
-def merge(x: Tensor, window: tuple[int, int], order: str = "sample") -> Tensor:
-    """Return the images that `split` with the same arguments makes ``x`` of, in the memory format of ``x``; a copy."""
+def _merge(x: Tensor, window: tuple[int, int], order: str) -> Tensor:
     n, c, h, w = x.shape
     kh, kw = window
     shape = (n // (kh * kw), c, h * kh, w * kw)
     by_sample = order == "sample"
     grid = x.reshape(*((shape[0], kh, kw) if by_sample else (kh, kw, shape[0])), c, h, w)  # a view
+    if not is_last(x) and not needs_plain_operations():  # an offset at a time: rows of kw numbers are slow to copy
+        made = x.new_empty(shape)
+        blocks = made.view(shape[0], c, h, kh, w, kw)
+        for i, j in product(range(kh), range(kw)):
+            blocks[:, :, :, i, :, j].copy_(grid[:, i, j] if by_sample else grid[i, j])
+        return made
     parts = grid.permute((0, 3, 4, 1, 5, 2) if by_sample else (2, 3, 4, 0, 5, 1))  # N C h i w j
     return _copy(parts, 1, shape, is_last(x))
 
