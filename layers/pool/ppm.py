@@ -51,9 +51,8 @@ card = Card(
         "enlarging": "7*N*R*S*(L - flat)",
         "shrinking": "8*N*R*S*(L - flat) + N*R*S*flat + E",
         "pooling": "windows + N*C*(made - lone) + joined",
-        "shifted": "L - flat if train and R > 1 else 0",
+        "doubts": "(3*R - 1)*(L - flat) if R > 1 else 0",
         "norms": "batch_norm(N, R, a*a) + batch_norm(N, R, b*b) + batch_norm(N, R, c*c) + batch_norm(N, R, d*d)",
-        "shifting": "(N + 1)*R*(bins - flat) + 4*R*shifted if shifted > 0 else 0",
         "norms_back": "batch_norm_backward(N, R, a*a) + batch_norm_backward(N, R, b*b) + "
         "batch_norm_backward(N, R, c*c) + batch_norm_backward(N, R, d*d)",
     },
@@ -94,15 +93,15 @@ card = Card(
         "pooling + 4*N*R*C*bins + shrinking + (12*N*R*bins if train else 5*N*R*bins) - 2*R*L",
     ),
     executed=Flops(
-        "windows + 2*N*R*C*bins + enlarging + (N*R*bins + norms + shifting if train else 2*N*R*bins + 5*R*L + C*C)",
+        "windows + 2*N*R*C*bins + enlarging + (N*R*bins + norms + doubts if train else 2*N*R*bins + 5*R*L + C*C)",
         "pooling + 4*N*R*C*bins + shrinking - N*R*flat + "
         "(N*R*bins + norms_back if train else 2*N*R*bins + 2*R*L + 3*C*C)",
     ),
-    explained="In training the batch norms shift the small maps by a mean first, channels last as those are; in "
-    "evaluation they are folded into the convolutions before them. An interpolated number takes 7 operations, 8 "
-    "backward; a single bin is expanded. fvcore counts a pooling by the elements of its input, whatever the overlap of "
-    "bins, convolutions by one per multiply-add, and interpolation by 4 per number.",
-    saved="4*N*C*bins + 8*R*L + 4*R*shifted + (8*N*R*bins if train else 4*N*R*bins + 4*C*C)",
+    explained="In training the batch norms look at the statistics of the small maps, channels last as those are, for a "
+    "mean far above the spread; in evaluation they are folded into the convolutions before them. An interpolated "
+    "number takes 7 operations, 8 backward; a single bin is expanded. fvcore counts a pooling by the elements of its "
+    "input, whatever the overlap of bins, convolutions by one per multiply-add, and interpolation by 4 per number.",
+    saved="4*N*C*bins + 8*R*L + (8*N*R*bins if train else 4*N*R*bins + 4*C*C)",
     traffic=Flops("3*E*B", "3*E*B"),
     ranks=(4,),
     output=("N", "2*C", "H", "W"),
