@@ -13,6 +13,7 @@ from profiles.errors import Refusal
 from profiles.speed import bench as benching
 from profiles.speed.bench import Bench, bench
 from profiles.speed.cases import Gate, case
+from profiles.speed.jobs import jobs
 from profiles.speed.sweep import parse
 from profiles.speed.timing import Plan
 from profiles.speed.variants import growth, over_threads, variants
@@ -296,3 +297,12 @@ def test_parameter_lists_that_make_no_sense_are_refused(line, message):
     result = invoke("bench", *line.split())
     assert result.exit_code == Status.MISUSE
     assert message in " ".join(result.output.split())
+
+
+def test_however_many_cases_there_are_each_is_compiled_for_its_own_shapes(monkeypatch):
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: real(module, backend="eager"))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for width in (3, 4, 5):
+            made = case(subject(stone("gn"), {"groups": 2}, Setup(shape=(2, 4, width, 3))), compile=True)
+            assert [job.name for job in jobs(made)] == ["gn", "torch.nn:GroupNorm", "copy"]

@@ -20,10 +20,13 @@ def jobs(what: Case, rank: int = 0) -> list[Job]:
     """Build everything that ``what`` names, run each once, and return the jobs: stone, references, copy.
 
     All share one input, on every ``rank`` another of the same shape. Raises `Refusal` when a layer refuses it or has no
-    gradient to give, `Unavailable` when torch.compile fails.
+    gradient to give, `Unavailable` when torch.compile fails. What was compiled before, by anybody, is forgotten with
+    ``compile``: each case is compiled for its own shapes.
     """
     import torch
 
+    if what.compile:
+        torch.compiler.reset()  # else for other shapes, and after some more no longer at all, which torch does not say
     learns = what.subject.setup.train or what.direction != "forward"
     x = what.subject.input(requires_grad=learns, seed=1 + 3 * rank)  # parameters and gradient take seeds 0 and 2
     made = []
