@@ -22,7 +22,8 @@ VARIANTS = {
     "compiled": {"compile": True},
 }
 DIRECTIONS = ("forward", "backward")
-OPTIONS = {"duc": {"scale": 2}}  # 8, the default, takes seconds at the largest size
+# The defaults, a scale of 8 and 20 factors, take seconds for a call at the largest size.
+OPTIONS = {"duc": {"scale": 2}, "factorized-bilinear": {"num_factors": 4, "padding": 1}}
 # Beside what a stone without a peer of its own stands, by its name or its kind: what is trained in its place.
 OTHERWISE = {
     "norm": "torch.nn:BatchNorm2d",
