@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-_watcher: ContextVar[dict[str, Tensor] | None] = ContextVar("watcher", default=None)
+
+class _Watcher(NamedTuple):
+    seen: dict[str, Tensor]
+    follows: bool
+
+
+_watcher: ContextVar[_Watcher | None] = ContextVar("watcher", default=None)
 
 
 def observe(**statistics: Tensor | Callable[[], Tensor]) -> None:
     """Show ``statistics`` to the watcher, if there is one; costs one look-up otherwise and nothing when compiled.
 
-    What the layer does not need itself is a function, which is called for the watcher alone: nothing counts it.
+    What the layer does not need itself is a function, which is called for the watcher alone.
     """
     if torch.compiler.is_compiling():
         return
-    seen = _watcher.get()
-    if seen is not None:
-        for name, statistic in statistics.items():
-            if isinstance(statistic, Tensor):
-                seen[name] = statistic.detach()
-            else:
-                with torch.no_grad(), _disable_current_modes():
-                    seen[name] = statistic()
+    watcher = _watcher.get()
+    if watcher is not None:
+        watcher.seen.update({name: _shown(statistic, watcher) for name, statistic in statistics.items()})
+
+
+def _shown(statistic: Tensor | Callable[[], Tensor], watcher: _Watcher) -> Tensor:
+    if isinstance(statistic, Tensor):
+        return statistic.detach()
+    with torch.no_grad(), nullcontext() if watcher.follows else _disable_current_modes():
+        return statistic()
 
 
 def is_watched() -> bool:
@@ -36,10 +45,14 @@ def is_watched() -> bool:
 
 
 @contextmanager
-def observing() -> Iterator[dict[str, Tensor]]:
-    """Collect the statistics that stones compute inside the block, by name (the last call wins)."""
+def observing(*, follows: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Collect the statistics that stones compute inside the block, by name (the last call wins).
+
+    With ``follows`` those that are computed for the watcher alone are so before the eyes of whoever counts or follows
+    operations.
+    """
     seen: dict[str, Tensor] = {}
-    token = _watcher.set(seen)
+    token = _watcher.set(_Watcher(seen, follows))
     try:
         yield seen
     finally:

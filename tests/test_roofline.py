@@ -213,7 +213,7 @@ def test_a_profile_may_do_without(tmp_path, cache):
 def test_no_home_and_no_cache_is_no_error(tmp_path):
     variables = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "STONES_CACHE", "USERPROFILE"))
     program = (
-        "from profiles import ceilings_measured as m; m.LADDER = (2**15,); m.SIDES = (64,); "
+        "from profiles.speed import ceilings_measured as m; m.LADDER = (2**15,); m.SIDES = (64,); "
         "from stones_cli.main import main; import sys; "
         "sys.argv = ['stones', 'bench', 'in', '-i', '4x12x6x6', '--rounds', '5', '--budget', '0.01', '--json']; main()"
     )

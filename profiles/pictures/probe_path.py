@@ -49,7 +49,7 @@ def _watched(subject: Subject) -> Iterator[dict[str, Tensor]]:
     """See the statistics of a run whose random numbers are always the same."""
     from layers.observe import observing
 
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), observing() as seen:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), observing(follows=True) as seen:
         torch.manual_seed(subject.setup.seed)
         yield seen
 
