@@ -214,15 +214,9 @@ class LayerNorm(Norm):
         dtype: torch.dtype | None = None,
     ) -> None:
         options: dict[str, OptionValue] = {
-            "axes": axes,
-            "affine": affine,
-            "eps": eps,
-            "unbiased": unbiased,
-            "eps_mode": eps_mode,
-            "detach": detach,
-            "height": height,
-            "width": width,
-        }
+            "axes": axes, "affine": affine, "eps": eps, "unbiased": unbiased, "eps_mode": eps_mode, "detach": detach,
+            "height": height, "width": width,
+        }  # fmt: skip
         super().__init__(card, channels, options, affine=affine == "channel", device=device, dtype=dtype)
         self.recipe = Recipe(self.eps, eps_mode, unbiased, detach)
         if affine == "elementwise":
