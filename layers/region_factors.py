@@ -37,11 +37,34 @@ class Maker(NamedTuple):
     def filters(self, channels: int) -> Tensor:
         """Return the filters (m, N, K, C, O), in the dtype of ``hidden``."""
         n, m, taps = len(self.hidden), self.regions, self.hidden.shape[2:].numel()
-        # (m, N·K, m) times (m, m, C·O): the filters of a region and sample are a matrix (K·C, O), nothing is permuted.
-        rows = self.hidden.view(n, m, m, taps).permute(1, 0, 3, 2).reshape(m, n * taps, m)
-        weight, bias = self.weight.to(rows.dtype).view(m, -1, m), self.bias.to(rows.dtype).view(m, 1, -1)
+        rows, weight = self._factors()
+        bias = self.bias.to(rows.dtype).view(m, 1, -1)
         made = torch.baddbmm(bias, rows, weight.transpose(1, 2))
         return made.view(m, n, taps, channels, bias.shape[2] // channels)
+
+    def gradients(self, grad: Tensor, wants: Sequence[bool]) -> tuple[Tensor | None, ...]:
+        """Return the gradients of hidden, weight and bias, those that ``wants`` has, from that of `filters`.
+
+        Records no graph. Autograd would do, were it not off inside the operation that compiled graphs have.
+        """
+        n, m, taps = len(self.hidden), self.regions, self.hidden.shape[2:].numel()
+        rows, weight = self._factors()
+        made = grad.flatten(3).flatten(1, 2)
+        hidden = torch.bmm(made, weight).view(m, n, taps, m).permute(1, 0, 3, 2) if wants[0] else None
+        return (
+            None if hidden is None else hidden.reshape(self.hidden.shape),
+            torch.bmm(made.mT, rows).view(self.weight.shape).to(self.weight.dtype) if wants[1] else None,
+            made.sum(1).view(self.bias.shape).to(self.bias.dtype) if wants[2] else None,
+        )
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """What is multiplied for each region: hidden (m, N·K, m) and weight (m, C·O, m).
+
+        So the filters of a region and sample are a matrix (K·C, O), nothing is permuted.
+        """
+        n, m, taps = len(self.hidden), self.regions, self.hidden.shape[2:].numel()
+        rows = self.hidden.view(n, m, m, taps).permute(1, 0, 3, 2).reshape(m, n * taps, m)
+        return rows, self.weight.to(rows.dtype).view(m, -1, m)
 
     def mixing(self) -> Tensor:
         """Return h (m, N, m + 1, K), with the ones that multiply the bias."""

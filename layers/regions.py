@@ -72,14 +72,10 @@ def backward(
     """Return the gradients of x, hidden, weight, bias and guide, those that ``wants`` has first, from that of y."""
     if pays(maker.regions, regions[:1].numel(), prod(windows.kernel)):
         return region_factors.backward(grad, x, maker, guide, regions, windows, wants)
-    leaves = [t.detach().requires_grad_(wanted) for t, wanted in zip(maker, wants[1:4], strict=True)]
-    with torch.enable_grad():
-        filters = Maker(*leaves).filters(x.shape[1])
-    parts = wants[0], filters.requires_grad, wants[4]
-    grad_x, made, grad_guide = region_passes.backward(grad, x, filters.detach(), guide, regions, windows, parts)
-    wanted = [t for t in leaves if t.requires_grad]
-    found = iter(() if made is None else torch.autograd.grad(filters, wanted, made))
-    return grad_x, *(next(found) if t.requires_grad else None for t in leaves), grad_guide
+    parts = wants[0], any(wants[1:4]), wants[4]
+    filters = maker.filters(x.shape[1])
+    grad_x, made, grad_guide = region_passes.backward(grad, x, filters, guide, regions, windows, parts)
+    return grad_x, *((None,) * 3 if made is None else maker.gradients(made, wants[1:4])), grad_guide
 
 
 class _Regions(torch.autograd.Function):

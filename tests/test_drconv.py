@@ -218,6 +218,21 @@ def test_a_compiled_layer_has_one_operation_for_all_regions():
     assert not any("unfold" in name or "matmul" in name for name in found)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own compiler
+@pytest.mark.parametrize("size", [7, 15])
+def test_a_compiled_layer_learns_on_maps_on_either_side_of_the_threshold(size):
+    layer, x = DRConv2d(C, OUTPUTS, padding=1, regions=M).double(), normal((2, C, size, size))
+    torch._dynamo.reset()
+    compiled, leaves = (
+        torch.compile(layer, fullgraph=True, backend="aot_eager"),
+        [x.requires_grad_(), *layer.parameters()],
+    )
+    found, wanted = (torch.autograd.grad(f(x).sin().sum(), leaves) for f in (compiled, layer))
+    torch._dynamo.reset()
+    for name, gradient, same in zip(("x", *dict(layer.named_parameters())), found, wanted, strict=True):
+        assert_near(gradient, same, 1e-12, what=name)
+
+
 def test_frozen_guide_and_frozen_filters_leave_the_other_gradients_alone():
     layer, x = DRConv2d(C, OUTPUTS, padding=1, regions=M).double(), normal((2, C, 6, 7))
     whole = run(layer, x).parameters
