@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -24,7 +25,7 @@ from layers import catalog
 from profiles.environment import environment
 from profiles.errors import Refusal, Unavailable
 from profiles.speed import bench as benching
-from profiles.speed.cases import COPY
+from profiles.speed.cases import COPY, check_timeable
 from profiles.speed.timing import Plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,13 +87,13 @@ def main():
     parser.add_argument("--page", action="store_true", help="measure nothing: write the page from former results")
     given = parser.parse_args()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line does, before torch is imported
-    chosen = [catalog.stone(name) for name in given.names] or [
-        stone for stone in catalog.stones().values() if stone.card.role != "transform"
-    ]
-    keeps = not given.names or given.merge
-    kept = json.loads(RESULTS.read_text()) if given.merge or given.page else {"results": {}}
     try:
-        for index, stone in enumerate([] if given.page else chosen):
+        chosen, kept = asked(given)
+    except Refusal as refusal:
+        parser.error(str(refusal))
+    keeps, status = given.merge or not given.names, 0
+    try:
+        for index, stone in enumerate(chosen):
 
             def tell(what, index=index):
                 sys.stderr.write(f"\r\x1b[K{index + 1}/{len(chosen)} {what}")
@@ -104,21 +105,43 @@ def main():
                 RESULTS.write_text(json.dumps(kept))
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted: the page has what was measured until then\n")
+        status = 130
     sys.stderr.write("\n")
     if not kept["results"]:
-        return
+        return status
     if keeps or given.page:
         write(kept)
     else:
         sys.stdout.write("\n".join(page(**kept)) + "\n")
+    return status
+
+
+def asked(given):
+    """The stones to measure and the results so far; raises Refusal for what cannot be."""
+    if not 0 < given.seconds < math.inf:
+        raise Refusal(f"--seconds {given.seconds:g}: a positive number is needed")
+    try:
+        chosen = [catalog.stone(name) for name in given.names]
+    except catalog.UnknownStone as error:
+        raise Refusal(str(error)) from error
+    for stone in chosen:
+        check_timeable(stone)
+    chosen = chosen or [stone for stone in catalog.stones().values() if stone.card.role != "transform"]
+    if not (given.merge or given.page):
+        return chosen, {"results": {}}
+    try:
+        return [] if given.page else chosen, json.loads(RESULTS.read_text())
+    except (OSError, ValueError) as error:
+        raise Refusal(f"no results of a former run in {RESULTS}, run `make bench` first: {error}") from error
 
 
 def write(kept):
     """Write the page from all results."""
     PAGE.write_text("\n".join(page(**kept)) + "\n", encoding="utf-8")
     times = [row["same"]["ratio"] for rows in kept["results"].values() for row in rows if row.get("same")]
-    sys.stdout.write(f"{PAGE}: {len(kept['results'])} stones; median ratio {statistics.median(times):.2f}\n")
+    median = f"; median ratio {statistics.median(times):.2f}" if times else ""
+    sys.stdout.write(f"{PAGE}: {len(kept['results'])} stones{median}\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import otherwise
 import otherwise_norms
+import performance
 import performance_cases
 import pytest
 import torch
@@ -69,3 +70,36 @@ def test_all_that_is_written_here_stands_beside_some_stone():
     }
     helpers = {"otherwise:ConvNorm", "otherwise_norms:Batch", "otherwise_norms:Convolution"}
     assert written <= set(performance_cases.SAME.values()) | helpers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["splt"], "no stone is called 'splt'"),
+        (["gn", "bn-only"], "bn-only transforms a model"),
+        (["gn", "--seconds", "nan"], "--seconds nan: a positive number"),
+        (["--page"], "no results of a former run"),
+        (["gn", "--merge"], "no results of a former run"),
+    ],
+)
+def test_what_the_page_of_performance_cannot_have_is_said_before_anything_runs(
+    arguments, said, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(performance, "RESULTS", tmp_path / "performance.json")
+    monkeypatch.setattr("sys.argv", ["performance.py", *arguments])
+    with pytest.raises(SystemExit) as refused:
+        performance.main()
+    assert refused.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_measurement_of_performance_that_is_interrupted_ends_with_status_130(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(performance, "RESULTS", tmp_path / "performance.json")
+    monkeypatch.setattr("sys.argv", ["performance.py", "gn"])
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(performance, "measured", interrupted)
+    assert performance.main() == 130
+    assert "interrupted" in capsys.readouterr().err
