@@ -53,6 +53,17 @@ def test_a_penalty_has_right_second_derivatives(penalty, gradient, options):
     assert torch.autograd.gradgradcheck(lambda weight: penalty(weight, **options), weight)
 
 
+@pytest.mark.parametrize("function", [shifted_l2, omd, svb])
+def test_functorch_maps_over_weights(function):
+    kernels = randn(3, 6, 4)
+
+    def gradient(weight):
+        return torch.func.grad(lambda weight: function(weight).sum())(weight)
+
+    for f in (function, gradient) if function is not svb else (function,):
+        torch.testing.assert_close(torch.vmap(f)(kernels), torch.stack([f(weight) for weight in kernels]))
+
+
 @pytest.mark.parametrize(("penalty", "gradient", "options"), PENALTIES)
 def test_a_compiled_penalty_equals_eager(penalty, gradient, options):
     eager, compiled = (randn(6, 4, 3, 2).requires_grad_() for _ in range(2))

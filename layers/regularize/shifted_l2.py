@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from layers.attached import Attached, Penalized
 from layers.card import Card, Flops, Identity, Option, OptionError, Paper, Rule
-from layers.moments import Planes, widened
+from layers.moments import Planes, needs_plain_operations, widened
 from layers.weight.weight_standardization import standardize
 from layers.weight_functions import check
 from layers.weights import Weight, weights
@@ -161,8 +161,8 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refuse_dead(size: Tensor, weight: Tensor, statistic: str, name: str = "shifted-l2") -> None:
-    """Refuse a filter whose ``size`` (O,) is 0; without a look at what is on a device, abstract or being compiled."""
-    if type(weight) not in (Tensor, nn.Parameter) or weight.device.type != "cpu" or torch.compiler.is_compiling():
+    """Refuse a filter whose ``size`` (O,) is 0; without a look at what is on a device, abstract or traced."""
+    if type(weight) not in (Tensor, nn.Parameter) or weight.device.type != "cpu" or needs_plain_operations():
         return
     if not size.all():
         first = int((size == 0).nonzero()[0])

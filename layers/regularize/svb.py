@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from layers.attached import Attached, Projected, not_a_kernel
 from layers.card import Card, Flops, Identity, Option, OptionError, Paper, Rule
-from layers.moments import widened
+from layers.moments import needs_plain_operations, widened
 from layers.weight_functions import check, full_precision
 from layers.weights import Weight, as_matrices, from_matrices
 
@@ -144,7 +144,7 @@ def svb_(
 
 def _bounded(flat: Tensor, factor: float, method: str) -> Tensor:
     """Bound the singular values of ``flat`` (groups, R, L), R ≤ L; what lies in the band adds exactly 0."""
-    concrete = type(flat) is Tensor and flat.device.type != "meta" and not torch.compiler.is_compiling()
+    concrete = type(flat) is Tensor and flat.device.type != "meta" and not needs_plain_operations()
     if method == "gram" or (method == "auto" and concrete):
         squares, vectors = torch.linalg.eigh(flat @ flat.mT)
         if method == "gram" or _is_well_conditioned(squares):
