@@ -15,7 +15,7 @@ from layers import formula
 from layers.card import Card, OptionError, OptionValue
 from layers.catalog import Stone
 from profiles.errors import Refusal, Unavailable, first_line, is_out_of_memory
-from profiles.target import Target, card_of, is_optimizer, takes_tensor
+from profiles.target import Target, card_of, is_optimizer, remedy, takes_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -290,7 +290,7 @@ def _construct(factory: Any, name: str, options: Mapping[str, OptionValue]) -> n
         raise
     except Exception as error:
         given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        raise Refusal(f"{name}({given}) cannot be built: {first_line(error)}") from error
+        raise Refusal(f"{name}({given}) cannot be built: {first_line(error)}{remedy(factory)}") from error
     if not isinstance(module, nn.Module):
         raise Refusal(f"{name} made a {type(module).__name__}, not a torch.nn.Module")
     return module

@@ -89,6 +89,12 @@ def takes_tensor(factory: Callable[..., Any]) -> bool:
     return first is not None and first.default is first.empty and "Tensor" in re.findall(r"\w+", str(first.annotation))
 
 
+def remedy(factory: Callable[..., Any]) -> str:
+    """Return what may help where ``factory``, called for a module, failed; nothing for a class."""
+    said = "a function that is to run itself says that its argument is a tensor, x: torch.Tensor"
+    return "" if isinstance(factory, type) else f"; {said}"
+
+
 def resolve(name: str) -> Target:
     """Return what ``name`` means; raises `catalog.UnknownStone` or `Refusal` with what was looked for."""
     if ":" not in name:

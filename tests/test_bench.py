@@ -105,6 +105,12 @@ def test_a_function_of_a_tensor_is_a_reference_too():
     assert [ratio["vs"] for ratio in record["cases"][0]["ratios"]] == ["torch.nn.init:orthogonal_", "copy"]
 
 
+def test_a_function_of_what_is_not_said_to_be_a_tensor_is_refused_with_the_remedy(tmp_path):
+    (tmp_path / "plain.py").write_text("def twice(x):\n    return 2 * x\n")
+    with pytest.raises(Refusal, match="'x'; a function that is to run itself says that its argument is a tensor"):
+        subject(resolve(f"{tmp_path / 'plain.py'}:twice"), {}, SMALL).build()
+
+
 def test_a_function_that_makes_a_module_is_called_for_it(tmp_path):
     (tmp_path / "made.py").write_text(
         "from torch import nn\n\ndef make(channels: int):\n    return nn.BatchNorm2d(channels)\n"
