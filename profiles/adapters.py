@@ -41,6 +41,21 @@ class Initializer(OnTensor):
         return self.function(torch.empty_like(weight, requires_grad=False), **self.options)
 
 
+class InPlace(OnTensor):
+    """A function that works in place: ``forward(tensor)`` gives it a copy, others find the tensor as it was."""
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Return what the function makes of a copy of ``tensor``."""
+        return self.function(tensor.clone(), **self.options)
+
+
+def on_tensor(function: Callable[..., Tensor], options: Mapping[str, Any]) -> OnTensor:
+    """Return the module that calls ``function``, which works in place where its name ends as torch's do, in ``_``."""
+    if getattr(function, "__module__", "") == "torch.nn.init":
+        return Initializer(function, options)
+    return (InPlace if getattr(function, "__name__", "").endswith("_") else OnTensor)(function, options)
+
+
 class Optimizer(nn.Module):
     """An optimizer of hidden parameters, usually one: ``forward(gradient)`` is one step of it.
 

@@ -281,9 +281,9 @@ def _construct(factory: Any, name: str, options: Mapping[str, OptionValue]) -> n
     from torch import nn
 
     if takes_tensor(factory):
-        from profiles.adapters import OnTensor
+        from profiles.adapters import on_tensor
 
-        return OnTensor(factory, options)
+        return on_tensor(factory, options)
     try:
         module = factory(**options)
     except OptionError:

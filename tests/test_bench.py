@@ -105,6 +105,19 @@ def test_a_function_of_a_tensor_is_a_reference_too():
     assert [ratio["vs"] for ratio in record["cases"][0]["ratios"]] == ["torch.nn.init:orthogonal_", "copy"]
 
 
+def test_a_function_that_works_in_place_leaves_the_tensor_to_the_others(tmp_path):
+    (tmp_path / "doubled.py").write_text(
+        "from torch import Tensor\n\ndef double_(x: Tensor) -> Tensor:\n    return x.mul_(2)\n"
+    )
+    x = torch.randn(SMALL.shape).requires_grad_()
+    kept = x.detach().clone()
+    y = subject(resolve(f"{tmp_path / 'doubled.py'}:double_"), {}, SMALL).build()(x)
+    torch.testing.assert_close(y, 2 * kept)
+    assert torch.autograd.grad(y.sum(), x)[0].eq(2).all()
+    assert not subject(resolve("torch.nn.init:zeros_"), {}, SMALL).build()(x).any()
+    assert torch.equal(x, kept)
+
+
 def test_a_function_of_what_is_not_said_to_be_a_tensor_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "plain.py").write_text("def twice(x):\n    return 2 * x\n")
     with pytest.raises(Refusal, match="'x'; a function that is to run itself says that its argument is a tensor"):
