@@ -141,6 +141,10 @@ class _Means(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        if any(map(torch._C._functorch.is_legacy_batchedtensor, grads)):  # which takes no layouts
+            with torch.enable_grad():
+                x = torch.zeros(ctx.shape, dtype=ctx.dtype, requires_grad=True)
+                return torch.autograd.grad(pyramid(widened(x), ctx.levels, mean_bins), x, grads)[0], None
         layout = torch.channels_last if ctx.last else torch.contiguous_format
         parts = (_spread([grad[rows] for grad in grads], ctx.levels, ctx.shape[2:]) for rows in ctx.rows)
         found = [part.to(ctx.dtype, memory_format=layout) for part in parts]

@@ -179,12 +179,17 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, there: Move, back: Move, window: tuple[int, int], order: str) -> Tensor:
-        ctx.arguments, ctx.last = (back, there, window, order), is_last(x)
+        ctx.arguments, ctx.last, ctx.shape = (back, there, window, order), is_last(x), x.shape
         # No view: what follows may work in place, which autograd refuses on a view made in a custom Function.
         return x.new_empty(0).set_(there(x, window, order))  # type: ignore[call-overload, no-any-return]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch._C._functorch.is_legacy_batchedtensor(grads[0]):  # which takes no layouts
+            _, there, *arguments = ctx.arguments
+            with torch.enable_grad():
+                x = torch.zeros(ctx.shape, dtype=grads[0].dtype, device=grads[0].device, requires_grad=True)
+                return torch.autograd.grad(there(x, *arguments), x, grads[0])[0], None, None, None, None
         layout = torch.channels_last if ctx.last else torch.contiguous_format
         grad = grads[0].contiguous(memory_format=layout)
         return _Moved.apply(grad, *ctx.arguments), None, None, None, None  # type: ignore[no-untyped-call]
