@@ -41,9 +41,10 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     """
     if x.is_contiguous() and x.numel():
         if _is_faster_by_planes(x, groups):
-            return _observed(_ByHand.apply(x, weight, bias, groups, eps, True))  # type: ignore[no-untyped-call]
+            affine = widened_affine(x, weight, bias)
+            return _observed(_ByHand.apply(x, *affine, groups, eps, True))  # type: ignore[no-untyped-call]
         return _observed(_by_kernel(x, groups, weight, bias, eps))
-    if x.device.type == "cpu" and x.numel() and is_channels_last(x) and not needs_plain_operations():
+    if x.device.type == "cpu" and x.numel() and not needs_plain_operations() and is_channels_last(x):
         return _by_rows(x, groups, weight, bias, eps)
     planes = Planes(x)
     shape = (x.shape[0], groups, x.shape[1] // groups)
@@ -59,7 +60,7 @@ def _by_kernel(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels = x.shape[:2]
-    if x.dtype.itemsize < 4 and x.device.type == "cpu":
+    if x.device.type == "cpu":
         weight, bias = widened_affine(x, weight, bias)
     size = x.numel() // (batch * channels)
     return torch.native_group_norm(x, weight, bias, batch, channels, size, groups, eps)
@@ -91,8 +92,10 @@ def _by_rows(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
     suits = suits_torch_kernels(x) and x.shape[1:].numel() // groups <= LONGEST
     wide = x.shape[1] // groups * x.itemsize >= VECTOR
     single = len(x) == 1 and groups == x.shape[1]
+    weight, bias = widened_affine(x, weight, bias)
     if suits and (wide or single):
-        kernel = _by_batch_norm if single else _by_kernel
+        learned = torch.is_grad_enabled() and not (weight is None and bias is None)
+        kernel = _by_batch_norm if single else _ByKernel.apply if learned else _by_kernel
         made = kernel(x, groups, weight, bias, eps)
         if well_conditioned(*made[1:]):
             return _observed(made)
@@ -102,9 +105,40 @@ def _by_rows(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
             if well_conditioned(mean, rstd):
                 return _observed((y, mean + shift, rstd))
         suits = False
-    weight, bias = widened_affine(x, weight, bias)
     suits = suits and (wide or x.shape[2:].numel() >= MAP)
     return _observed(_ByHand.apply(x, weight, bias, groups, eps, suits))  # type: ignore[no-untyped-call]
+
+
+class _ByKernel(torch.autograd.Function):
+    """`_by_kernel`; torch's backward of channels_last γ and β crashes where that of x is not asked for (torch 2.13)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        made = _by_kernel(x, groups, weight, bias, eps)
+        ctx.eps, ctx.groups = eps, groups
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*made[1:])
+        ctx.save_for_backward(x, weight, *made[1:])
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        grad, (of_x, _, of_weight, of_bias, _) = grads[0], ctx.needs_input_grad
+        if grad is None:
+            return (None,) * 5
+        if torch.is_grad_enabled():  # double backward
+            found = _plain_backward(grad, x, weight, ctx.groups, ctx.eps)
+        else:
+            sizes = *x.shape[:2], x.shape[2:].numel(), ctx.groups
+            found = torch.ops.aten.native_group_norm_backward(
+                as_laid_out(grad, x), x, mean, rstd, weight, *sizes, [True, of_weight, of_bias]
+            )
+        asked = zip(found, (of_x, of_weight, of_bias), strict=True)
+        grad_x, grad_weight, grad_bias = (each if wanted else None for each, wanted in asked)
+        return grad_x, None, grad_weight, grad_bias, None
 
 
 class _ByHand(torch.autograd.Function):

@@ -126,3 +126,43 @@ def test_one_sample_of_channels_last_is_normalized_by_its_channels(shape):
     wanted, found = (run(copy.deepcopy(layer), each).tensors() for each in (x, x.contiguous(memory_format=layout)))
     for what, tensor in wanted.items():
         near(found[what], tensor)
+
+
+@pytest.mark.parametrize("asked", ["weight", "bias"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["x is a constant", "x is not asked for"])
+def test_channels_last_differentiates_its_parameters_alone(asked, frozen):
+    layer, x = GroupNorm(64, groups=4), data(shape=(2, 64, 6, 5)).float()
+    with torch.no_grad():
+        layer.weight.add_(torch.linspace(-1, 1, 64))
+    found = []
+    for each in (x.clone(), x.to(memory_format=torch.channels_last)):
+        y = layer(each.requires_grad_(not frozen))
+        found += torch.autograd.grad(y, getattr(layer, asked), x.cos())
+    near(found[1], found[0], 1e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 64, 6, 5), (2, 64, 48, 48)], ids=["small", "large"])
+@pytest.mark.parametrize("groups", [4, 64])
+def test_parameters_of_another_dtype_are_taken_as_batch_normalization_takes_them(layout, dtype, shape, groups):
+    layer, x = GroupNorm(64, groups=groups, dtype=dtype), data(shape=shape).float().to(memory_format=layout)
+    found, wanted = run(layer, x), run(copy.deepcopy(layer).double(), x.double())
+    assert found.y.dtype == torch.float32
+    near(found.y.double(), wanted.y, 1e-4)
+    near(layer.weight.grad.double(), wanted.tensors()["gradient of weight"].double(), 0.02)
+
+
+def test_vmap_takes_channels_last():
+    layer, x = GroupNorm(C, groups=2), data().float().to(memory_format=torch.channels_last)
+    near(torch.vmap(layer)(torch.stack([x, x + 1]))[0], layer(x), 1e-5)
+
+
+def test_a_first_value_far_from_the_others_costs_no_digits():
+    x = torch.randn(1, C, 256, 256, generator=torch.Generator().manual_seed(0))
+    x[:, 1, 0, 0] = 1e5
+    x = x.to(memory_format=torch.channels_last)
+    mean, var = moments.plane_moments(x)
+    wide = x.double()
+    near(mean.double(), wide.mean((2, 3)), 1e-2)
+    near(var.double(), wide.var((2, 3), correction=0), 1e-4)
