@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from layers.base import widened_affine
-from layers.channels_last import suits_torch_kernels, well_conditioned
+from layers.channels_last import precision, suits_torch_kernels, well_conditioned
 from layers.dimensions import is_small
 from layers.moments import (
     channel_sums,
@@ -22,6 +23,7 @@ from layers.moments import (
 )
 
 CHAIN = 1 << 17  # values per channel
+SHIFTS = 3  # a mean of a chain may be off by a thousandth, so that each shift takes as many digits away
 
 
 def suits_torch(x: Tensor) -> bool:
@@ -52,7 +54,7 @@ def normalize_by_torch(
     """Return y, μ and 1/√(σ² + ε) (C,) of ``x`` (N, C, *positions); moves the running statistics, if there are any.
 
     A sum of float32 one after the other has few digits left for the spread of data with a large mean. Where the result
-    tells such on channels_last, it is made again of data shifted by the mean that it found.
+    tells such on channels_last, it is made again of data shifted by the mean that it found, while that tells so.
     """
     weight, bias = widened_affine(x, weight, bias)
     wide = wide_dtype(x.dtype)
@@ -61,15 +63,23 @@ def normalize_by_torch(
     doubtful = x.dtype == torch.float32 and not x.is_contiguous()
     before = [t.clone() if doubtful and t is not None else t for t in (mean, var)]
     y, center, rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
-    again = doubtful and not well_conditioned(center, rstd)
-    if again:
-        (mean, var), shift = before, center
-        y, center, rstd = torch.native_batch_norm(x - planes_of(shift, x), weight, bias, mean, var, True, momentum, eps)
-        center = center + shift
-        mean = None if mean is None else mean.add(shift, alpha=momentum)
+    again, shift, left = False, center, center
+    for _ in range(SHIFTS if doubtful else 0):
+        if well_conditioned(left, rstd):
+            break
+        again, shift = True, center
+        mean, var = (None if t is None else t.clone() for t in before)
+        y, left, rstd = torch.native_batch_norm(x - planes_of(shift, x), weight, bias, mean, var, True, momentum, eps)
+        center = left + shift
+    if again and mean is not None:
+        mean = mean.add(shift, alpha=momentum)
     for kept, moved in ((running_mean, mean), (running_var, var)):
-        if kept is not None and moved is not None and (again or kept.dtype != wide):
+        if kept is None or moved is None:
+            continue
+        if again or kept.dtype != wide:
             kept.copy_(moved)
+        else:  # an evaluation may have kept them for its backward, which must see that they moved
+            increment_version(kept)
     return y, center, rstd
 
 
@@ -175,8 +185,10 @@ def _moments_by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     unused = x.new_zeros(x.shape[1], dtype=wide_dtype(x.dtype))  # running statistics, for the sake of their dtype
     moments = torch.ops.aten.batch_norm_update_stats
     mean, var = moments(x, unused, unused, 0.0)
-    if x.dtype != torch.float32 or x.is_contiguous() or well_conditioned(mean, var.rsqrt()):
-        return mean, var
-    shift = mean
-    mean, var = moments(x - planes_of(shift, x), unused, unused, 0.0)
-    return mean.add_(shift), var
+    left = mean
+    for _ in range(SHIFTS if x.dtype == torch.float32 and not x.is_contiguous() else 0):
+        if well_conditioned(left, precision(mean, var)):
+            break
+        left, var = moments(x - planes_of(mean, x), unused, unused, 0.0)
+        mean = mean + left
+    return mean, var

@@ -26,11 +26,19 @@ def well_conditioned(mean: Tensor, rstd: Tensor) -> bool:
     return (mean.data * rstd.data).abs_().max().item() <= FAR
 
 
+def precision(mean: Tensor, var: Tensor) -> Tensor:
+    """1/√σ², for `well_conditioned`, of a σ that is no smaller than the last digits of μ: equal values have none."""
+    return torch.addcmul(var + torch.finfo(var.dtype).tiny, mean, mean, value=2.0**-40).rsqrt_()
+
+
 def plane_moments(x: Tensor, slices: list[slice], wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane, N×C in ``wide``, of one of the slices of samples after the other."""
     if is_alone(x):
-        found = [_moments_of_one(part.to(wide)) for part in torch.split(x, 1)]
-        return torch.stack([mean for mean, _ in found]), torch.stack([var for _, var in found])
+        first = x[(..., *[0] * (x.dim() - 2))].to(wide)
+        mean, var = _moments_around(x, first)
+        if suits_torch_kernels(x) and not well_conditioned(mean - first, precision(mean, var)):
+            return _moments_around(x, mean)  # the first value was far from the others
+        return mean, var
     means, variances = [], []
     for rows in slices:
         part = _rows_last(x[rows]).to(wide)
@@ -39,11 +47,14 @@ def plane_moments(x: Tensor, slices: list[slice], wide: torch.dtype) -> tuple[Te
     return joined(means), joined(variances)
 
 
-def _moments_of_one(x: Tensor) -> tuple[Tensor, Tensor]:
-    """By torch's kernel; it sums one value after the other, so these are shifted by the first."""
-    shift = x[:, :, :1, :1] if x.dim() == 4 else x[:, :, :1, :1, :1]
-    mean, var = torch.batch_norm_update_stats(x - shift, None, None, 0.0)
-    return mean + shift.flatten(), var
+def _moments_around(x: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """By torch's kernel, sample by sample; it sums one value after the other, so these are shifted, N×C."""
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    found = [
+        torch.batch_norm_update_stats(part.to(shift.dtype) - own.view(shape), None, None, 0.0)
+        for part, own in zip(torch.split(x, 1), shift, strict=True)
+    ]
+    return torch.stack([mean for mean, _ in found]).add_(shift), torch.stack([var for _, var in found])
 
 
 def plane_sums(grad: Tensor, x: Tensor, own: Tensor, slices: list[slice]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from batches import C, data, double, near
+from batches import C, N, data, double, near
 from harness import run
 
 from layers import batch_kernels, dimensions
@@ -112,3 +112,43 @@ def test_the_card_states_what_is_executed_on_large_maps_too(name):
     options = {"dim_reduction": 16} if name == "mpn-cov" else {}
     record = inspect(subject(resolve(name), options, Setup(shape=(8, 64, 48, 48))), fvcore=False)
     assert [check for check in record["checks"] if not check["ok"]] == []
+
+
+@pytest.mark.parametrize("name", ["bn", "batch-renorm", "ghost-bn"])
+def test_a_mean_a_million_deviations_away_is_taken_out_again_until_the_spread_has_its_digits(name):
+    x = torch.randn(8, C, 128, 128, generator=torch.Generator().manual_seed(0)) + 1.01e6
+    x, layer = x.to(**LAST), stone(name).load()(C, momentum=1.0)
+    found, wanted = copy.deepcopy(layer), copy.deepcopy(layer).double()
+    near(found(x).double(), wanted(x.double()), 0.05)  # half a last digit of the mean is 0.03
+    spread = "running_std" if name == "batch-renorm" else "running_var"
+    near(getattr(found, spread).double(), getattr(wanted, spread), 0.01)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.3])
+def test_channels_of_equal_values_are_well_conditioned_once_they_are_shifted(monkeypatch, value):
+    calls, kernel = [], batch_kernels.well_conditioned
+    monkeypatch.setattr(batch_kernels, "well_conditioned", lambda *given: calls.append(kernel(*given)) or calls[-1])
+    x = torch.full((N, C, 9, 8), value).to(**LAST)
+    mean, var = batch_kernels.channel_moments(x)
+    assert calls == ([True] if value == 0 else [False, True])
+    near(mean, torch.full_like(mean, value), 1e-6)
+    near(var, torch.zeros_like(var), 1e-10)
+
+
+@pytest.mark.parametrize("layout", [{}, LAST], ids=["contiguous", "channels_last"])
+def test_a_training_step_between_an_evaluation_and_its_backward_is_refused_as_by_torch(layout):
+    layer, x = BatchNorm(C).eval(), data(shape=(N, C, 5, 4)).float().to(**layout).requires_grad_()
+    y = layer(x)
+    layer.train()(x.detach())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_running_statistics_of_ghosts_in_turn_keep_their_digits_under_autocast():
+    layer, x = stone("ghost-bn").load()(C, 2, running="sequential"), data().float()
+    plain = copy.deepcopy(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    plain(x)
+    assert torch.equal(layer.running_mean, plain.running_mean)
+    assert torch.equal(layer.running_var, plain.running_var)
