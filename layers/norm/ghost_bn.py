@@ -86,7 +86,7 @@ card = Card(
     executed=Flops(
         "7*E + ((15 if affine else 14)*M*C if few"
         " else (19 if affine else 17)*N*C + 6*M*C)"
-        " + (8*C + (momentum is None) if running == 'batch' else 4*C + (3 - (momentum is None))*M)"
+        " + (8*C + (momentum is None) if running == 'batch' else 2*C + (3 - (momentum is None))*M)"
         " if train else 2*E + (5 if affine else 4)*C",
         "((11*E - 2*C if affine else 7*E) if few"
         " else 7*E + (29 if affine else 25)*N*C - 2*M*C - (2*C if affine else 0))"
@@ -223,4 +223,4 @@ class GhostBatchNorm(RunningNorm):
             weights = self.momentum * (1 - self.momentum) ** later
         kept = 1 - weights.sum()
         for buffer, new in ((self.running_mean, mean), (self.running_var, var * (count / max(1, count - 1)))):
-            buffer.copy_(kept * buffer + weights @ new)
+            buffer.copy_(kept * buffer + (weights.unsqueeze(1) * new).sum(0))  # a product, autocast would narrow
