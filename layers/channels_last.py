@@ -34,7 +34,7 @@ def precision(mean: Tensor, var: Tensor) -> Tensor:
 def plane_moments(x: Tensor, slices: list[slice], wide: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane, N×C in ``wide``, of one of the slices of samples after the other."""
     if is_alone(x):
-        first = x[(..., *[0] * (x.dim() - 2))].to(wide)
+        first = (x[..., 0, 0] if x.dim() == 4 else x[..., 0, 0, 0]).to(wide)
         mean, var = _moments_around(x, first)
         if suits_torch_kernels(x) and not well_conditioned(mean - first, precision(mean, var)):
             return _moments_around(x, mean)  # the first value was far from the others
