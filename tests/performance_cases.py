@@ -126,4 +126,4 @@ def beside(stone, what):
 def is_same(stone, name):
     """Whether the reference ``name`` gives the outputs of the stone."""
     peer = stone.card.peer
-    return name == SAME.get(stone.name) or (peer is not None and peer.same and name not in OTHERWISE.values())
+    return name == SAME.get(stone.name) or (peer is not None and peer.same and name == peer.target.format(d=2))

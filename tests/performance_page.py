@@ -39,6 +39,7 @@ SHIFTED = (
     "On channels_last torch computes E[x²] − E[x]²: its result is looked at, and made again of shifted data where the "
     "mean is far above the spread."
 )
+COMPILED = "Compiled, it takes about as long as plain torch."
 PRODUCT = (
     "The matrix of patches is built and read again, where torch's convolution (oneDNN) makes the product from the "
     "input at once; on this processor the bare product takes about as long as all of that convolution."
@@ -51,6 +52,27 @@ WHY = {
     "ln": f"{PYTHON} {HALVES} {SHIFTED}",
     "in": "On channels_last torch's backward has contiguous data, since its forward copied them: forward and backward "
     "together are faster here.",
+    **dict.fromkeys(("actnorm", "mean-only-bn", "pixel-norm"), f"{PYTHON} {COMPILED}"),
+    **dict.fromkeys(
+        ("adanorm", "pono"),
+        "Compiled, the first channel is taken away before the moments, a pass more, which keeps their digits where the "
+        "mean is large; plain torch loses them.",
+    ),
+    "iew": f"{PYTHON} Its running statistics follow E[x] and E[x²], a dozen more operations on numbers per channel; on "
+    "channels_last the moments come from a pass of their own, which is looked at.",
+    "bcn": f"{PYTHON} One node does both normalizations and keeps one tensor where plain torch keeps two; what lies "
+    "between is made again in backward. channels_last is copied: torch's group normalization loses digits there.",
+    "ghost-bn": f"{PYTHON} The running statistics follow the whole batch, where plain torch's follow ghost by ghost; "
+    "on channels_last every ghost's moments are looked at.",
+    "weight-norm": "Compiled, torch keeps its own fused kernel, which here is traced as plain operations, because its "
+    "second derivative is wrong. Eager, it is that kernel.",
+    **dict.fromkeys(
+        ("cen-conv", "scaled-ws", "weight-standardization"),
+        "The filters' moments are taken in float32 or wider, centred, and their gradient in one pass of its own.",
+    ),
+    "omd": f"{PYTHON} Products are taken in full precision under autocast too.",
+    "icnr": f"{PYTHON} Options and shape are checked.",
+    "orthogonal": f"{PYTHON} Options and shape are checked.",
     "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
     "is faster.",
     "irevnet-squeeze": PYTHON,
