@@ -70,6 +70,20 @@ WHY = {
         ("cen-conv", "scaled-ws", "weight-standardization"),
         "The filters' moments are taken in float32 or wider, centred, and their gradient in one pass of its own.",
     ),
+    "bilinear": "Half types are multiplied in float32 and rounded once. The length is a sum and a root that can be "
+    "differentiated twice at 0, where torch.nn.functional.normalize gives NaN.",
+    "spp": "Bins are pooled channels last, slice by slice; on tiny maps the backward, which adds to one element of "
+    "each bin, is slower than torch's kernel. Forward and backward together are faster on contiguous data.",
+    "ppm": "Compiled, and on small channels_last maps, it takes torch's pooling level by level as plain torch does; "
+    "batch normalization and enlarging take float32.",
+    **dict.fromkeys(
+        ("mixed-pooling", "strip-pooling"),
+        "Half types are pooled and convolved in float32 and rounded once. On channels_last the means of rows and "
+        "columns are taken along strides, and strips are not spread before they are added.",
+    ),
+    "normalized-conv": "On tiny maps centred filters and moments of windows, passes of their own, are most of the "
+    "work; half types take their statistics in float32.",
+    "shifted-l2": f"{PYTHON} Filters without variance are looked for.",
     "omd": f"{PYTHON} Products are taken in full precision under autocast too.",
     "icnr": f"{PYTHON} Options and shape are checked.",
     "orthogonal": f"{PYTHON} Options and shape are checked.",
