@@ -21,7 +21,7 @@ AUTHORS = {
     ("lars", "200 × 50k"): 0.41,
 }
 HEAD = """\
-Written by `make bench` on {cpu}, {cores} cores, torch {torch}, Python {python}; about {seconds:g} s for each \
+Written by `make bench` on {cpu}, {cores} cores, torch {torch}, Python {python}; at least {seconds:g} s for each \
 number. Each number is the median of paired rounds: the stone and what stands beside it ran in turns, in one \
 process. ÷ is the time divided by that of what stands beside it, below 1 is faster; where there is nothing, c: \
 multiples of a copy of the input. The floor is the fewest bytes that the forward must move, by the card. Of \
