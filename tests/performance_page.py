@@ -21,13 +21,13 @@ AUTHORS = {
     ("lars", "200 × 50k"): 0.41,
 }
 HEAD = """\
-Written by `make bench` on {cpu}, {cores} cores, torch {torch}, Python {python}; at least {seconds:g} s for each \
-number. Each number is the median of paired rounds: the stone and what stands beside it ran in turns, in one \
-process. ÷ is the time divided by that of what stands beside it, below 1 is faster; where there is nothing, c: \
-multiples of a copy of the input. The floor is the fewest bytes that the forward must move, by the card. Of \
-roofline: the least time by the measured ceilings of this machine, divided by the time taken, and what bounds it. \
-Training, float32, contiguous, one thread, eager, unless a column says otherwise; the compiled column compares with \
-the compiled reference. – was refused.
+Written by `make bench`, or in several goes by `python tests/performance.py NAME… --merge`, on {cpu}, {cores} cores, \
+torch {torch}, Python {python}; at least {seconds:g} s for each number. Each number is the median of paired rounds: \
+the stone and what stands beside it ran in turns, in one process. ÷ is the time divided by that of what stands \
+beside it, below 1 is faster; where there is nothing, c: multiples of a copy of the input. The floor is the fewest \
+bytes that the forward must move, by the card. Of roofline: the least time by the measured ceilings of this machine, \
+divided by the time taken, and what bounds it. Training, float32, contiguous, one thread, eager, unless a column \
+says otherwise; the compiled column compares with the compiled reference. – was refused.
 
 Plain torch is what one would write, tests/otherwise.py and otherwise_norms.py, and gives the same outputs. ÷ plain: \
 the forward divided by that of plain torch where something else stands beside; * by the figure of the authors' code, \
@@ -74,17 +74,16 @@ WHY = {
     "differentiated twice at 0, where torch.nn.functional.normalize gives NaN.",
     "spp": "Bins are pooled channels last, slice by slice; on tiny maps the backward, which adds to one element of "
     "each bin, is slower than torch's kernel. Forward and backward together are faster on contiguous data.",
-    "ppm": "Compiled, and on small channels_last maps, it takes torch's pooling level by level as plain torch does; "
-    "batch normalization and enlarging take float32.",
+    "ppm": "Why the compiled forward takes longer was not looked into.",
     **dict.fromkeys(
         ("mixed-pooling", "strip-pooling"),
-        "Half types are pooled and convolved in float32 and rounded once. On channels_last the means of rows and "
-        "columns are taken along strides, and strips are not spread before they are added.",
+        "Half types are pooled and convolved in float32 and rounded once. Why channels_last takes longer was not "
+        "looked into.",
     ),
     "normalized-conv": "On tiny maps centred filters and moments of windows, passes of their own, are most of the "
     "work; half types take their statistics in float32.",
     "shifted-l2": f"{PYTHON} Filters without variance are looked for.",
-    "omd": f"{PYTHON} Products are taken in full precision under autocast too.",
+    "omd": PYTHON,
     "icnr": f"{PYTHON} Options and shape are checked.",
     "orthogonal": f"{PYTHON} Options and shape are checked.",
     "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
