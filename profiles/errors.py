@@ -31,6 +31,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return ``number`` and ``noun``, which takes an s where there are several."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def with_article(noun: str) -> str:
     """Return ``noun`` after its indefinite article, for a sentence."""
     return f"{'an' if noun[:1] in 'aeiou' else 'a'} {noun}"

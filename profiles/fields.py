@@ -48,7 +48,8 @@ class Fields:
 
     def child(self, key: str) -> Value:
         """Return the value of ``key`` as it is, an empty mapping when it is missing."""
-        found: Value = self.node.value.get(key, Value({}, self.node.place, key))
+        path = f"{self.node.path}.{key}" if self.node.path else key
+        found: Value = self.node.value.get(key, Value({}, self.node.place, path))
         return found
 
     def items(self, key: str) -> list[Value]:
@@ -142,8 +143,12 @@ def subject_of(fields: Fields, target: Target, setup: Setup) -> Subject:
     except OptionError as error:
         wrong: Value = options.value.get(error.option, options)
         wrong.refuse(str(error))
-    except Refusal as error:
-        fields.node.refuse(str(error))
+    except Refusal as error:  # which names the option of the command line; here it is a key
+        said = re.fullmatch(r"--([a-z]+(?:-[a-z]+)*) (.+)", str(error), re.DOTALL)
+        if said is None:
+            fields.node.refuse(str(error))
+        key, message = said[1].replace("-", "_"), re.sub(r"--(?=[a-z])", "", said[2])
+        fields.refuse(key, message if key in fields else f"{said[1]} {message}")
 
 
 def stone_of(node: Value) -> Stone:

@@ -224,7 +224,7 @@ def test_nobody_to_meet_is_told_after_a_while(monkeypatch):
 def test_more_threads_than_cores_are_told():
     assert about_machine(1, 2, 0.0, "wall", 2) == []
     (told,) = about_machine(2, 2, 0.0, "wall", 2)
-    assert (told.message, told.advice) == ("2 ranks of 2 thread(s) share 2 cores", "give --threads 1")
+    assert (told.message, told.advice) == ("2 ranks of 2 threads share 2 cores", "give --threads 1")
     (told,) = about_machine(1, 2, 0.0, "wall", 4)
     assert told.advice == "start at most 2 ranks a machine"
 

@@ -120,7 +120,7 @@ def test_reading_a_profile_imports_no_torch():
         ("inspect: [{stone: gn, options: {groops: 3}}]\n", "2:33", "did you mean groups?"),
         ("inspect: [{stone: gn, options: {groups: 7}}]\n", "2:33", "does not divide 64"),
         ("inspect: [{stone: gn, input: 8x64xx2}]\n", "2:23", "such as 8x64x32x32"),
-        ("inspect: [{stone: gn, input: 8x64x2x2x2x2}]\n", "2:11", "2 to 5 sizes"),
+        ("inspect: [{stone: gn, input: 8x64x2x2x2x2}]\n", "2:23", "2 to 5 sizes"),
         ("inspect: [{stone: gn, dtype: float31}]\n", "2:23", "did you mean float32?"),
         ("inspect: [{stone: bn-only, dtype: float64}]\n", "2:28", "is for layers"),
         ("inspect: [{stone: gn, expect: params=1}]\n", "2:23", "a list is due"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
+from profiles.errors import counted
 from profiles.speed.clocks import WALL
 from profiles.speed.intervals import interquartile_range
 
@@ -107,7 +108,7 @@ def about_machine(threads: int, cores: int, load: float | None, clock: str, rank
     if threads * ranks > cores:
         who, advice = f"{threads} threads share", f"give at most {cores} threads"
         if ranks > 1:
-            who = f"{ranks} ranks of {threads} thread(s) share"
+            who = f"{ranks} ranks of {counted(threads, 'thread')} share"
             advice = f"give --threads {cores // ranks}" if cores >= ranks else f"start at most {cores} ranks a machine"
         found.append(Warned(Caution.THREADS, "machine", f"{who} {cores} cores", advice))
     elif load is not None and load + threads * ranks > cores + 0.5:
@@ -120,5 +121,6 @@ def about_machine(threads: int, cores: int, load: float | None, clock: str, rank
 
 def about_ceilings(threads: int) -> Warned:
     """Say that the ceilings for ``threads`` were measured while others ran."""
-    message = f"those of {threads} thread(s) were measured while others took the processor away, and may be too low"
+    those = f"those of {counted(threads, 'thread')}"
+    message = f"{those} were measured while others took the processor away, and may be too low"
     return Warned(Caution.CEILINGS, "ceilings", message, "measure them again on a quiet machine: stones doctor")

@@ -17,7 +17,7 @@ from typing import Any
 from layers import catalog
 from profiles.allocator import KEPT, SYSTEM, keep_freed_memory
 from profiles.environment import cores, environment, load
-from profiles.errors import Refusal
+from profiles.errors import Refusal, counted
 from profiles.machine import Machine, processors
 from profiles.speed import ceilings_kept, findings, selftest
 from profiles.speed.ceilings import Ceilings
@@ -101,7 +101,8 @@ class _Visit:
         for number, threads in enumerate(counts):
 
             def tell(fraction: float, what: str, number: int = number, threads: int = threads) -> None:
-                self.tell(0.7 + 0.3 * (number + fraction) / len(counts), f"ceilings, {threads} thread(s): {what}")
+                done = 0.7 + 0.3 * (number + fraction) / len(counts)
+                self.tell(done, f"ceilings, {counted(threads, 'thread')}: {what}")
 
             place = where("cpu", threads, WALL, KEPT if self.kept else SYSTEM)
             found = measure(place, _PRODUCTS, seconds=seconds, tell=tell)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from layers import formula
-from profiles.errors import Refusal
+from profiles.errors import Refusal, counted
 from profiles.speed import ceilings_kept
 from profiles.speed.cases import COPY
 from profiles.speed.cautions import about_ceilings
@@ -72,7 +72,7 @@ class Roofs:
         for number, (threads, names) in enumerate(missing.items()):
 
             def part(fraction: float, what: str, number: int = number, threads: int = threads) -> None:
-                tell((number + fraction) / len(missing), f"ceilings, {threads} thread(s): {what}")
+                tell((number + fraction) / len(missing), f"ceilings, {counted(threads, 'thread')}: {what}")
 
             place = where(self.device, threads, self.clock, self.allocator)
             found = measure(place, sorted(names), known=self.found.get(threads), tell=part)
