@@ -59,3 +59,16 @@ def cache(tmp_path, monkeypatch):
     """A cache that is empty: the file of ceilings in it."""
     monkeypatch.setenv("STONES_CACHE", str(tmp_path / "own" / "stones"))
     return tmp_path / "own" / "stones" / "ceilings.json"
+
+
+@pytest.fixture
+def profile(tmp_path):
+    """What writes a profile for `stones run`, under its schema, and returns its path."""
+    from profiles.run_profiles import SCHEMA
+
+    def written(text):
+        path = tmp_path / "p.yaml"
+        path.write_text(f"schema: {SCHEMA}\n{text}")
+        return path
+
+    return written

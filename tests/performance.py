@@ -1,6 +1,6 @@
 """Write docs/performance.md: every stone that can be timed, beside what one would otherwise use: `make bench`.
 
-``python tests/performance.py [NAME…] [--seconds 0.4] [--merge]``. A stone, its reference and a copy of the same bytes
+``python tests/performance.py [NAME…] [--seconds 0.1] [--merge]``. A stone, its reference and a copy of the same bytes
 run in turns, each case by itself; ratios are medians of paired rounds. With names only these are measured; the page is
 then printed, or with --merge joined with the results of former runs (build/performance.json).
 """
@@ -82,7 +82,7 @@ def measured(stone, seconds, tell):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", help="stones; all without any")
-    parser.add_argument("--seconds", type=float, default=0.4, help="for each number")
+    parser.add_argument("--seconds", type=float, default=0.1, help="for each number")
     parser.add_argument("--merge", action="store_true", help="join with former results and write the page")
     parser.add_argument("--page", action="store_true", help="measure nothing: write the page from former results")
     given = parser.parse_args()

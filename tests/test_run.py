@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 
 import pytest
-from command_line import ROOT, environment, invoke
+from command_line import invoke
 
 from layers import catalog
 from profiles import run_profiles
 from profiles.checks import identities
 from profiles.checks.cells import claiming
 from profiles.counting import facts
-from profiles.document import Place, ProfileError, read
 from profiles.run import run
-from profiles.run_profiles import SCHEMA, Check, Inspection, Timing, load, parse
+from profiles.run_profiles import Check, Inspection, Timing, load
 from profiles.speed import bench
-from stones_cli.report.github import SUMMARY, Annotation, command
 from stones_cli.status import Status
 
-HEAD = f"schema: {SCHEMA}\n"
 SMALL = "input: 4x12x3x5, options: {groups: 3}"
 GN = f"{{stone: gn, {SMALL}, expect: [params=24, stats.mean.shape=4x3]}}"
 BENCH = "{stones: [gn], seconds: 0.01, rounds: 5, defaults: {input: 4x64x3x3}, gates: [%s]}"
 PASSING, FAILING = (f"{{of: gn, vs: copy, max_ratio: {ratio}}}" for ratio in ("1.0e+6", "1.0e-3"))
-
-
-@pytest.fixture
-def profile(tmp_path):
-    def written(text):
-        path = tmp_path / "p.yaml"
-        path.write_text(HEAD + text)
-        return path
-
-    return written
-
-
-def loaded(path):
-    return parse(read(path, "p.yaml"), "p")
 
 
 def record(path, *arguments):
@@ -53,7 +33,7 @@ def verdicts(document):
 
 
 def test_all_means_every_stone_that_the_section_is_about(profile):
-    run = loaded(profile("inspect: all\ncheck-invariance: [all]\ncheck-gradients: all\ncheck-identities: all\n"))
+    run = load(str(profile("inspect: all\ncheck-invariance: [all]\ncheck-gradients: all\ncheck-identities: all\n")))
     by = {}
     for item in run.items:
         by.setdefault(item.command if isinstance(item, Check) else "inspect", []).append(item)
@@ -69,7 +49,7 @@ def test_what_is_written_is_what_is_run(profile):
         "check-invariance: [{stone: ln, properties: [w-scale], carriers: [linear, conv]}]\n"
         f"bench: {BENCH % PASSING}\n"
     )
-    gn, bn, ln, timing = loaded(path).items
+    gn, bn, ln, timing = load(str(path)).items
     assert gn.subject.options["groups"] == 3
     assert [expectation.key for expectation, _ in gn.expectations] == ["params", "stats.mean.shape"]
     setup = bn.subject.setup
@@ -96,80 +76,6 @@ def test_the_counters_are_those_of_every_stone():
     assert counted["gn"] >= {"params", "flops.forward.kernels", "memory.saved.measured", "memory.workspace.backward"}
     assert [item.stone for item in items if isinstance(item, Check)] == identities.stating()
     assert not any(isinstance(item, Timing) for item in items)
-
-
-def test_reading_a_profile_imports_no_torch():
-    script = "import sys; from profiles.run_profiles import load; load('ci'); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment(), check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "where", "words"),
-    [
-        ("", "1:1", "nothing to run"),
-        ("inspect: []\n", "1:1", "nothing to run"),
-        ("inspects: all\n", "2:1", "did you mean inspect?"),
-        ("inspect: 3\n", "2:1", "neither a list of stones nor all"),
-        ("inspect: {stone: gn}\n", "2:1", "neither a list of stones nor all"),
-        ("inspect: [3]\n", "2:11", "a mapping with the key stone is due"),
-        ("inspect: [[gn]]\n", "2:11", "a mapping with the key stone is due"),
-        ("inspect: gnn\n", "2:1", "did you mean gn?"),
-        ("inspect:\n  - gn\n  - gnn\n", "4:5", "did you mean gn?"),
-        ("inspect: [{options: {}}]\n", "2:11", "the key stone is missing"),
-        ("inspect: [{stone: gn, expct: []}]\n", "2:23", "did you mean expect?"),
-        ("inspect: [{stone: gn, options: {groops: 3}}]\n", "2:33", "did you mean groups?"),
-        ("inspect: [{stone: gn, options: {groups: 7}}]\n", "2:33", "does not divide 64"),
-        ("inspect: [{stone: gn, input: 8x64xx2}]\n", "2:23", "such as 8x64x32x32"),
-        ("inspect: [{stone: gn, input: 8x64x2x2x2x2}]\n", "2:23", "2 to 5 sizes"),
-        ("inspect: [{stone: gn, dtype: float31}]\n", "2:23", "did you mean float32?"),
-        ("inspect: [{stone: bn-only, dtype: float64}]\n", "2:28", "is for layers"),
-        ("inspect: [{stone: gn, expect: params=1}]\n", "2:23", "a list is due"),
-        ("inspect: [{stone: gn, expect: [params]}]\n", "2:32", "is not of the form key=value"),
-        ("inspect: [{stone: gn, expect: [3]}]\n", "2:32", "is not text"),
-        ("inspect: [{stone: gn, expect: [parms=3]}]\n", "2:32", "did you mean params?"),
-        ("inspect: ['os:system']\n", "2:11", "must not make other code run"),
-        ("inspect: ['torch.nn:/x.py:L']\n", "2:11", "must not make other code run"),
-        ("inspect: ['torch.nn:Nosuch']\n", "2:11", "has no 'Nosuch'"),
-        ("inspect: ['torch.hub:load']\n", "2:11", "must not make other code run"),
-        ("check-invariance: ['torch.nn:GroupNorm']\n", "2:20", "no stone is called"),
-        ("check-invariance: [svb]\n", "2:20", "svb is no layer"),
-        ("check-invariance: [drconv]\n", "2:20", "claims no invariances"),
-        ("check-invariance: [{stone: ln, properties: [w-scal]}]\n", "2:45", "did you mean w-scale?"),
-        ("check-gradients: [{stone: ln, carriers: [line]}]\n", "2:42", "did you mean linear?"),
-        ("check-identities: [{stone: ln, carriers: [linear]}]\n", "2:32", "unknown key"),
-        ("check-identities: [indirect-conv, {}]\n", "2:35", "the key stone is missing"),
-        ("bench: spede\n", "2:1", "did you mean speed?"),
-        ("bench: 3\n", "2:1", "the name of a bench profile, or a mapping"),
-        ("bench: {stones: [gn], getes: []}\n", "2:23", "did you mean gates?"),
-        ("bench: {stones: [gn], gates: [{of: bn, vs: copy, max_ratio: 1}]}\n", "2:32", "no stone of this profile"),
-        ("schema: 3\n", "2:1", "given twice"),
-        ("inspect: &a [*a]\n", "1:1", "stands inside"),
-        ("inspect: !!python/object/apply:os.system [id]\n", "2:10", "is not admitted"),
-    ],
-)
-def test_a_refusal_comes_before_anything_runs_and_says_where_and_why(profile, text, where, words):
-    with pytest.raises(ProfileError) as caught:
-        loaded(profile(text))
-    message = str(caught.value)
-    assert message.startswith(f"p.yaml:{where}: ")
-    assert words in message
-    assert "\n" not in message
-
-
-def test_another_schema_is_refused(tmp_path):
-    path = tmp_path / "p.yaml"
-    for schema in ("stones.run/2", "stones.race-profile/1", "3"):
-        path.write_text(f"batch: 3\nschema: {schema}\ninspect: all\n")
-        with pytest.raises(ProfileError, match=r"p\.yaml:2:1: schema: .*(reads stones\.run/1|is not text)"):
-            loaded(path)
-
-
-def test_a_wrong_profile_is_status_2_with_nothing_on_standard_output(profile):
-    result = invoke("run", profile("inspect: gnn\n"))
-    assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
-    assert "did you mean gn?" in result.stderr
-    assert invoke("run", "nosuch").exit_code == Status.MISUSE
-    assert "did you mean speed?" in invoke("run", "sped").stderr
 
 
 def test_every_section_runs_and_what_holds_is_status_0(profile):
@@ -342,7 +248,7 @@ def test_an_interruption_in_a_bench_ends_the_run(profile, monkeypatch):
 def test_the_progress_rises_to_the_last_item(profile):
     told = []
     run(
-        loaded(profile("inspect: [gn, in]\ncheck-identities: [in]\n")),
+        load(str(profile("inspect: [gn, in]\ncheck-identities: [in]\n"))),
         lambda fraction, what: told.append((fraction, what)),
     )
     fractions = [fraction for fraction, _ in told]
@@ -368,89 +274,6 @@ def test_the_table_has_a_row_per_item_in_every_format(profile):
         shown = invoke("run", path, "--format", form).stdout
         assert "expected params=3, found params=0" in shown.replace("\\", "")
         assert len([line for line in shown.splitlines() if "inspect" in line and "gn" in line]) == 1
-
-
-# What GitHub shows.
-
-
-def test_failures_are_annotations_at_their_place_in_the_file(profile, monkeypatch, tmp_path):
-    summary = tmp_path / "summary.md"
-    summary.write_text("before\n")
-    monkeypatch.setenv(SUMMARY, str(summary))
-    path = profile("inspect: [gn, {stone: in, expect: ['params=3']}]\n")
-    result = invoke("run", path, "--format", "github")
-    assert result.exit_code == Status.FAILED
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith("::")]
-    place = f"file={path},line=2,col=36,title=inspect in%3A failed"
-    assert line == f"::error {place}::expected params=3, found params=0"
-    told = summary.read_text()
-    assert told.startswith("before\n")
-    assert "1 ok, 1 failed" in told
-    assert "| inspect | in | failed | expected params=3, found params=0 |" in told
-    assert "| gn |" not in told
-
-
-def test_without_a_summary_file_or_in_another_format_none_is_written(profile, monkeypatch, tmp_path):
-    path, summary = profile("inspect: [gn]\n"), tmp_path / "summary.md"
-    monkeypatch.delenv(SUMMARY, raising=False)
-    assert invoke("run", path, "--format", "github").exit_code == Status.DONE
-    monkeypatch.setenv(SUMMARY, str(summary))
-    assert invoke("run", path).exit_code == Status.DONE
-    assert not summary.exists()
-    monkeypatch.setenv(SUMMARY, str(tmp_path / "no" / "such"))
-    assert invoke("run", path, "--format", "github").exit_code == Status.ENVIRONMENT
-
-
-def test_a_refused_profile_is_an_annotation_on_standard_error(profile):
-    path = profile("inspect:\n  - gnn\n")
-    result = invoke("run", path, "--format", "github")
-    assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
-    assert re.search(rf"^::error file={path},line=3,col=5,title=[^:]*::.*did you mean gn\?$", result.stderr, re.M)
-
-
-def test_no_text_ends_an_annotation_or_begins_another():
-    evil = "a%b\n::error::c\r,d:e\x1b"
-    line = command(Annotation(evil, title=evil, place=Place(evil)))
-    assert "\n" not in line
-    assert "\r" not in line
-    head, _, message = line.removeprefix("::error ").partition("::")
-    assert head.startswith("file=a%25b%0A%3A%3Aerror%3A%3Ac\\r%2Cd%3Ae\\x1b,line=1,col=1,title=a%25b")
-    assert message.startswith("a%25b%0A::error::c")
-
-
-@pytest.mark.parametrize(
-    ("line", "failed"),
-    [
-        ("show gn --expect year=3", "expected year=3, found year=2018"),
-        ("inspect gn --no-measure --expect params=3", "expected params=3, found params=128"),
-        ("check-identities in --expect ok=false", "expected ok=false, found ok=true"),
-        ("bench in -i 4x12x6x6 --rounds 5 --budget 0.01 --expect threads=3", ""),
-        ("bench in -i 4x12x6x6 --rounds 5 --budget 0.01 --vs copy --max-ratio 1e-3", "the bar is 0.001"),
-    ],
-)
-def test_every_command_annotates_what_fails(line, failed, monkeypatch, tmp_path):
-    monkeypatch.setenv(SUMMARY, str(tmp_path / "summary.md"))
-    result = invoke(*line.split(), "--format", "github")
-    commands = [line for line in result.stdout.splitlines() if line.startswith("::")]
-    if not failed:
-        assert (result.exit_code, commands) == (Status.MISUSE, [])
-        return
-    assert result.exit_code == Status.FAILED
-    assert len(commands) == 1
-    assert commands[0].startswith("::error title=stones::")
-    assert failed in commands[0]
-    assert "| --- |" in (tmp_path / "summary.md").read_text()
-
-
-def test_a_long_summary_is_cut_at_a_line(monkeypatch, tmp_path):
-    from stones_cli.report import github
-
-    monkeypatch.setattr(github, "MOST_BYTES", 200)
-    monkeypatch.setenv(SUMMARY, str(tmp_path / "summary.md"))
-    assert invoke("list", "--format", "github").exit_code == Status.DONE
-    told = (tmp_path / "summary.md").read_text()
-    assert told.endswith("|\n\nThe rest is left out.\n\n")
-    assert len(told.encode()) < 250
 
 
 def test_the_shell_is_offered_the_profiles_that_there_are():
