@@ -72,3 +72,16 @@ def profile(tmp_path):
         return path
 
     return written
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """What `stones bench` saves: two stones, forward + backward, with a gate."""
+    from command_line import invoke
+
+    from stones_cli.status import Status
+
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    quick = ("-i", "4x12x6x6", "--rounds", "5", "--budget", "0.01", "--max-ratio", "1000")
+    assert invoke("bench", "in", "bn", "--both", *quick, "-o", file).exit_code == Status.DONE
+    return file

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
-from command_line import COMMAND, ROOT, environment, interruptible, invoke, process
+from command_line import invoke, process
 from html_page import Page, columns, flaws, rows
 from jsonschema import Draft202012Validator as Validator
 
 from layers import catalog
-from profiles import atomic, inspecting
+from profiles import inspecting
 from profiles.checks import invariance
 from profiles.checks.transformations import PROPERTIES
 from profiles.errors import Refusal
 from profiles.reports import report
-from profiles.reports.report import gather, read_bench
+from profiles.reports.report import gather
 from profiles.schemas import schema
-from profiles.schemas.measurements import BENCH
 from profiles.target import resolve
-from stones_cli.report.page import html, told
+from stones_cli.report.page import html
 from stones_cli.report.tables import text_of
 from stones_cli.status import Status
 
 NAMES = ("in", "adax", "bn-only", "autoaugment", "torch.nn:Softplus")
-NASTY = "<script>alert(1)</script>\"'&lt;\x1b[31m\u202e</svg>$x$"
-HARMLESS = "<script>alert(1)</script>\"'&lt;\\x1b[31m\\u202e</svg>$x$"
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    file = tmp_path_factory.mktemp("bench") / "bench.json"
-    quick = ("-i", "4x12x6x6", "--rounds", "5", "--budget", "0.01", "--max-ratio", "1000")
-    assert invoke("bench", "in", "bn", "--both", *quick, "-o", file).exit_code == Status.DONE
-    return file
 
 
 @pytest.fixture(scope="module")
@@ -179,39 +162,6 @@ def test_a_bench_is_a_plot_and_its_tables(page, saved):
     assert "pass" in {row[-1] for row in ratios}
 
 
-def hostile(saved, folder):
-    """A bench whose every free word is an attack, in a file whose name is one."""
-    record = json.loads(saved.read_text())
-    for case in record["cases"]:
-        case["name"] = NASTY
-        for each in case["candidates"]:
-            each["name"] = each["name"] + NASTY
-        for ratio in case["ratios"]:
-            ratio["of"], ratio["vs"] = NASTY, ratio["vs"] + NASTY
-    record["warnings"] = [{"code": NASTY, "about": NASTY, "message": NASTY, "advice": NASTY}]
-    record["skipped"] = [{"name": NASTY, "reason": NASTY}]
-    record["environment"] |= {"cpu": NASTY, "torch": NASTY, "python": NASTY, "gpu": None}
-    record["profile"] = NASTY
-    file = folder / "<b>&\"'.json"
-    file.write_text(json.dumps(record))
-    return file
-
-
-def test_hostile_words_of_a_bench_are_words_on_the_page(saved, tmp_path):
-    file = tmp_path / "report.html"
-    result = invoke("report", "icnr", "--bench", hostile(saved, tmp_path), "-o", file)
-    assert result.exit_code == Status.DONE, result.output
-    text = file.read_text(encoding="utf-8")
-    page = Page(text)
-    assert list(flaws(page)) == []
-    assert len(page.find("script")) == 1
-    assert "alert" not in page.find("script")[0].text
-    assert all(char.isprintable() or char == "\n" for char in text)
-    assert HARMLESS in page.section("bench-1").text
-    assert "<b>&\"'.json" in page.section("bench-1").find("h2")[0].text
-    assert not page.find("b")
-
-
 def test_an_option_given_and_a_name_of_a_class_are_escaped_too(tmp_path):
     module = tmp_path / "a&b<i>.py"
     module.write_text("import torch\nclass Own(torch.nn.ReLU):\n    pass\n")
@@ -313,189 +263,6 @@ def test_a_claim_that_is_false_fails_and_is_marked(tmp_path, monkeypatch):
     assert "claimed, but" in result.stderr
     (cell,) = Page(file.read_text(encoding="utf-8")).section("invariances").find("td", **{"class": "f"})
     assert cell.text.startswith("FAILED yes")
-
-
-WRONG = {
-    "report": "give -o file.html",
-    "report in": "give -o file.html",
-    "report in -o in.svg": "must end in .html",
-    "report in -o in": "must end in .html",
-    "report in -o -": "a page goes to a file",
-    "report --kind norm in -o x.html": "--kind norm names its techniques",
-    "report --kind nosuch -o x.html": "is not one of norm",
-    "report gn --groups 48 -o x.html": "groups=48 does not divide 64 channels",
-    "report gn svb --groups 3 -o x.html": "does not divide 64 channels",
-    "report gn --gropus 4 -o x.html": "did you mean --groups?",
-    "report gm -o x.html": "did you mean gn?",
-    "report in -i 8x -o x.html": "is not a shape",
-    "report in --bench nosuch.json -o x.html": "nosuch.json: cannot be read",
-    "report in --bench text.json -o x.html": "text.json:1:1: no JSON",
-    "report in --bench list.json -o x.html": "list.json: a stones.list/1, not what stones bench writes",
-    "report in --bench hollow.json -o x.html": "hollow.json: not as stones bench writes it: the document has no",
-}
-
-
-@pytest.mark.parametrize("line", WRONG)
-def test_wrong_use_is_refused_in_one_line_and_writes_nothing(line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, "gather", None)
-    (tmp_path / "text.json").write_text("text")
-    (tmp_path / "list.json").write_text('{"schema": "stones.list/1", "techniques": []}')
-    (tmp_path / "hollow.json").write_text('{"schema": "stones.bench/1"}')
-    result = invoke(*line.split())
-    assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
-    assert WRONG[line] in " ".join(result.stderr.split())
-    assert len(result.stderr.splitlines()) <= 2
-    assert not list(tmp_path.glob("*.html"))
-
-
-@pytest.mark.parametrize("path", ["nosuch/x.html", "folder.html"])
-def test_a_file_that_cannot_be_written_is_status_3_before_anything_runs(path, tmp_path, monkeypatch):
-    (tmp_path / "folder.html").mkdir()
-    monkeypatch.setattr(report, "gather", None)
-    result = invoke("report", "in", "-o", tmp_path / path)
-    assert (result.exit_code, result.stdout) == (Status.ENVIRONMENT, "")
-    assert result.stderr.startswith("error: --output")
-
-
-@pytest.mark.parametrize(("library", "name"), [("jinja2", "Jinja2"), ("matplotlib", "matplotlib")])
-def test_without_a_library_the_extra_is_named(library, name, tmp_path, monkeypatch):
-    for module in [module for module in sys.modules if module.partition(".")[0] == library]:
-        monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(report, "gather", None)
-    result = invoke("report", "in", "-o", tmp_path / "x.html")
-    assert (result.exit_code, result.stdout) == (Status.ENVIRONMENT, "")
-    assert f"needs {name}" in result.stderr
-    assert "pip install 'dl-stones[report]'" in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_pictures_and_benches_matplotlib_is_not_needed(tmp_path, monkeypatch):
-    for module in [module for module in sys.modules if module.partition(".")[0] == "matplotlib"]:
-        monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert invoke("report", "icnr", "--no-pictures", "-o", tmp_path / "x.html").exit_code == Status.DONE
-
-
-def test_a_failure_to_write_leaves_the_old_page(tmp_path, monkeypatch):
-    file = tmp_path / "x.html"
-    file.write_text("old")
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(atomic.os, "fsync", full)
-    result = invoke("report", "icnr", "--no-pictures", "-o", file)
-    assert (result.exit_code, result.stdout) == (Status.ENVIRONMENT, "")
-    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("x.html", "old")]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_nothing_is_written(number, tmp_path):
-    file = tmp_path / "x.html"
-    file.write_text("old")
-    running = subprocess.Popen(
-        [*COMMAND, "report", "-o", str(file)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=interruptible,
-    )
-    time.sleep(4.0)
-    running.send_signal(number)
-    stdout, stderr = running.communicate(timeout=30)
-    assert (running.returncode, stdout) == (128 + number, "")
-    assert "Traceback" not in stderr
-    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("x.html", "old")]
-
-
-# What is read of a bench in a file.
-
-
-def spoilt(record):
-    """Records that are no bench: a key less, or a value of another type or beyond all numbers, wherever one stands."""
-    for path in places(record):
-        for value in ("a word", None, [], {}, -1, 1e40, True, ...):
-            changed = copy.deepcopy(record)
-            inner = changed
-            for step in path[:-1]:
-                inner = inner[step]
-            if value is ...:
-                del inner[path[-1]]
-            else:
-                inner[path[-1]] = value
-            yield path, value, changed
-
-
-def places(value, path=()):
-    if path:
-        yield path
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from places(inner, (*path, name))
-    elif isinstance(value, list) and value:
-        yield from places(value[0], (*path, 0))
-
-
-def test_what_is_let_pass_is_as_the_schema_says(saved):
-    from profiles.reports.conforming import violation
-
-    record = json.loads(saved.read_text())
-    assert violation(record, BENCH) == ""
-    assert violation({**record, "later": 1}, BENCH) == ""
-    validator = Validator(BENCH)
-    refused = 0
-    for path, value, changed in spoilt(record):
-        wrong = violation(changed, BENCH)
-        refused += bool(wrong)
-        if value != 1e40:
-            valid = not any(error.validator != "additionalProperties" for error in validator.iter_errors(changed))
-            assert bool(wrong) != valid, (path, value, wrong)
-        elif isinstance(path[-1], str) and path[-1] not in ("options", "limits"):
-            assert wrong or "options" in path, path
-    assert refused > 300
-
-
-@pytest.mark.parametrize("value", ["elsewhere", "x" * 5000])
-def test_a_point_that_lies_on_no_sweep_is_refused_in_a_short_line(saved, tmp_path, value):
-    record = json.loads(saved.read_text())
-    record["sweep"] = {"axis": "N", "values": ["here"]}
-    for made in record["cases"]:
-        made["at"] = {"axis": "N", "value": value}
-    file, page = tmp_path / "odd.json", tmp_path / "x.html"
-    file.write_text(json.dumps(record))
-    result = invoke("report", "icnr", "--bench", file, "-o", page)
-    assert (result.exit_code, result.stdout, page.exists()) == (Status.MISUSE, "", False)
-    assert result.stderr.startswith(f"error: {file}: not as stones bench writes it: it names '{value[:9]}")
-    assert len(result.stderr) < 200 + len(str(file))
-
-
-def test_numbers_that_no_clock_gives_are_refused_or_shown(saved, tmp_path):
-    file = tmp_path / "bench.json"
-    outcomes = set()
-    for field, value in itertools.product(("ms", "samples_ns", "images_per_s"), (0, 1e-300, 1e29)):
-        record = json.loads(saved.read_text())
-        record["cases"][0]["candidates"][0][field] = [value] * 5 if field == "samples_ns" else value
-        file.write_text(json.dumps(record))
-        result = invoke("report", "icnr", "--no-pictures", "--bench", file, "-o", tmp_path / "x.html")
-        assert result.exit_code in (Status.DONE, Status.MISUSE), result.output
-        outcomes.add(result.exit_code)
-    assert outcomes == {Status.DONE, Status.MISUSE}
-
-
-def test_a_bench_without_cases_is_a_section_without_a_plot(saved, tmp_path):
-    record = {**json.loads(saved.read_text()), "cases": [], "interrupted": True}
-    file = tmp_path / "bench.json"
-    file.write_text(json.dumps(record))
-    found = gather([resolve("icnr")], pictures=False, benches=[read_bench(str(file))])
-    section = Page(html(found)).section("bench-1")
-    assert "Interrupted" in section.text
-    assert not section.find("svg")
-    assert told(found, file, 1).record["benches"] == 1
 
 
 @pytest.mark.slow
