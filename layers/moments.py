@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from layers import channels_last
+from layers.variance import variance_about
 
 CHUNK = 1 << 17  # elements per thread and slice: in and out fit a 1 MiB level-2 cache together
 
@@ -247,8 +248,8 @@ def _plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.flatten(2).to(wide_dtype(x.dtype)) if x.dim() > 2 else x.to(wide_dtype(x.dtype)).unsqueeze(2)
     if wide.shape[2] == 0:
         return wide.sum(2), wide.sum(2)
-    mean = wide.mean(2)
-    return mean, (wide - mean.unsqueeze(2)).square().mean(2)
+    mean = wide.mean(2, keepdim=True)
+    return mean.squeeze(2), variance_about(mean, wide, 2).squeeze(2)
 
 
 def planes_of(numbers: Tensor, x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from torch import Tensor
 from layers.card import sizes
 from layers.definition import through_definition
 from layers.moments import needs_plain_operations, wide_dtype
+from layers.variance import variance_about
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 PLAIN = (1.0, 0.0)
@@ -102,9 +103,9 @@ def _define(x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: Recip
     pilot = wide[:, :1].detach() if recipe.center else torch.zeros_like(wide[:, :1])
     shifted = wide - pilot
     mean = shifted.mean(1, keepdim=True) if recipe.center else pilot
-    centered = shifted - mean
-    rstd = recipe.rstd(centered.square().sum(1, keepdim=True) / recipe.count(x.shape[1]))
-    y = (centered if recipe.mean_lives else shifted - mean.detach()) * (rstd if recipe.std_lives else rstd.detach())
+    rstd = recipe.rstd(variance_about(mean, shifted, 1) * (x.shape[1] / recipe.count(x.shape[1])))
+    centered = shifted - (mean if recipe.mean_lives else mean.detach())
+    y = centered * (rstd if recipe.std_lives else rstd.detach())
     if weight is not None and bias is not None:
         y = y * _per_channel(weight, y) + _per_channel(bias, y)
     if recipe.gain != PLAIN:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from layers.moments import CHUNK, combine_planes, needs_plain_operations, plane_sums, wide_dtype
+from layers.variance import variance_about
 
 TINY = 2.0**-100  # so that equal weights are 0 standardized; a power of 4, so that their variance is 0
 LONG = 1 << 13  # weights of a row: torch's norm of more loses digits
@@ -31,9 +32,10 @@ class Rows:
     def __init__(self, rows: Tensor, *, centred: bool = True) -> None:
         self._plain = needs_plain_operations() or rows.device.type != "cpu" or rows.shape[1] < 2
         if self._plain:
-            self._rows, self._dtype = _centred(rows, centred), rows.dtype
-            wide = rows.detach().to(self._rows.dtype)
-            self.mean, self.var = wide.mean(1) if centred else wide.new_zeros(len(rows)), self._rows.square().mean(1)
+            wide, self._dtype = rows.to(wide_dtype(rows.dtype)), rows.dtype
+            mean = wide.mean(1, keepdim=True) if centred else wide.new_zeros(len(rows), 1)
+            self._rows, self.var = wide - mean if centred else wide, variance_about(mean, wide, 1).squeeze(1)
+            self.mean = mean.detach().squeeze(1)
         else:
             self._rows, self._link = rows.contiguous(), _Link(centred)
             self._handle, self.mean, self.var = _Moments.apply(self._rows, self._link)  # type: ignore[no-untyped-call]

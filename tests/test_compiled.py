@@ -8,13 +8,18 @@ import warnings
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
+from layers import catalog
 from layers.compiled import compile_layers, uncompile_layers
 from layers.norm.bn import BatchNorm
 from layers.norm.gn import GroupNorm
 from layers.norm.pono import PositionalNorm
 from layers.pool.mixed_pooling import MixedPooling
+from profiles.outputs import first_tensor
+from profiles.subject import Setup, subject
 
 # Dynamo looks at the gradient of what is no leaf, and torch warns of that.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning", "ignore::DeprecationWarning")
@@ -82,3 +87,33 @@ def test_what_a_layer_refuses_is_no_failure_of_the_compiler():
     compile_layers(made, backend="aot_eager")
     with pytest.raises(ValueError, match="channels"):
         made(torch.randn(2, 6, 3, 3))
+
+
+REDUCING = "adanorm batch-renorm bcn bn bn-gn ghost-bn iew mean-only-bn pixel-norm pono cen-conv scaled-ws weight-norm"
+
+
+@pytest.mark.parametrize("name", [*REDUCING.split(), "weight-standardization"])
+def test_the_compiled_backward_reduces_the_data_in_one_pass(name):
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    layer = subject(catalog.stone(name), {}, Setup((4, 32, 6, 6))).build()
+    x = torch.randn(4, 32, 6, 6, requires_grad=True)
+    y = torch.compile(layer, fullgraph=True, backend=aot_autograd(fw_compiler=keep, bw_compiler=keep))(x)
+    first_tensor(y, name).sum().backward()
+    data = layer.weight if catalog.stone(name).kind == "weight" else x
+    assert [passes(graph, data.numel()) for graph in graphs[1:]] == [1]
+
+
+def passes(graph, size):
+    """How many reductions of at least ``size`` numbers follow from one another."""
+    depth = {}
+    for node in graph.graph.nodes:
+        depth[node] = max((depth[source] for source in node.all_input_nodes), default=0)
+        if node.target in (torch.ops.aten.sum.dim_IntList, torch.ops.aten.mean.dim):
+            depth[node] += node.all_input_nodes[0].meta["val"].numel() >= size
+    return max(depth.values())
