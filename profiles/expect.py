@@ -90,6 +90,29 @@ def _judge(expectation: Expectation, record: Mapping[str, Any]) -> Outcome:
     return Outcome(expectation, found, bool(compare(left, right)))
 
 
+def foresee(expectations: Iterable[Expectation], documents: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `Refusal` for a key that no record of these JSON Schemas can have; what is in a list is seen later."""
+    for expectation in expectations:
+        here = list(documents)
+        for depth, name in enumerate(expectation.key.split(".")):
+            known: dict[str, Any] = {}
+            below = [each for one in here for each in _below(one, name, known)]
+            if not below:
+                raise Refusal(_unknown(expectation.key, depth, name, known))
+            here = below
+
+
+def _below(schema: Mapping[str, Any], name: str, known: dict[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what stands under ``name`` in things of ``schema``; properties are added to ``known``."""
+    properties, others = schema.get("properties", {}), schema.get("additionalProperties")
+    known |= properties
+    if not schema.keys() & {"type", "anyOf", "enum", "const"}:  # anything may stand here
+        return [schema]
+    found = [each for one in schema.get("anyOf", ()) for each in _below(one, name, known)]
+    found += [properties[name]] if name in properties else [others] if isinstance(others, Mapping) else []
+    return found + ([schema["items"]] if "items" in schema else [])
+
+
 def find(record: Mapping[str, Any], key: str) -> Any:
     """Return the value at ``key``; a record with a total gives its total. Raises `Refusal` naming near keys."""
     here: Any = record

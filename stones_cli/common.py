@@ -127,6 +127,15 @@ def destination(format_: str | None, json: bool, file: Path | None) -> Destinati
     return Destination("json" if json else format_ or "table", file)
 
 
+def foresee(expect: list[Expectation] | None, *documents: str) -> None:
+    """Raise `Refusal` for an expectation about what no document called one of ``documents`` has, before it is made."""
+    if expect:
+        from profiles.expect import foresee
+        from profiles.schemas import schema
+
+        foresee(expect, [schema(name) for name in documents])
+
+
 def setup(shape: parse.Shape, dtype: str, device: str, memory_format: str, train: bool, seed: int) -> Setup:
     """Return the circumstances of a run; an impossible combination is refused when the subject is made."""
     return Setup(shape.sizes, dtype, device, memory_format, train, seed)

@@ -180,7 +180,7 @@ def test_an_interrupt_keeps_what_was_found(monkeypatch):
     assert {"cores", "torch", "steal"} <= {row["name"] for row in record["findings"]}
     assert record["noise"] == []
     monkeypatch.setattr(selftest, "normalization", interrupted)
-    result = invoke("doctor", "--budget", "0.05", "--json", "--expect", "nosuch=1")
+    result = invoke("doctor", "--budget", "0.05", "--json", "--expect", "noise.nosuch=1")
     assert result.exit_code == Status.INTERRUPTED
     assert json.loads(result.stdout)["interrupted"] is True
 
@@ -221,7 +221,7 @@ def test_expectations_look_at_the_rows(monkeypatch):
     with_verdict(monkeypatch, Grade.BAD)
     assert invoke("doctor", "--expect", "findings.row0.verdict=bad").exit_code == Status.DONE
     assert invoke("doctor", "--expect", "verdict!=bad").exit_code == Status.FAILED
-    assert invoke("doctor", "--expect", "nosuch=1").exit_code == Status.MISUSE
+    assert invoke("doctor", "--expect", "noise.nosuch=1").exit_code == Status.MISUSE
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "csv", "jsonl", "json"])

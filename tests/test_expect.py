@@ -7,6 +7,9 @@ from command_line import invoke
 
 from profiles.errors import Refusal
 from profiles.expect import find, judge, parse
+from profiles.races import race
+from profiles.speed import bench, doctor
+from stones_cli.status import Status
 
 RECORD = {
     "params": {"total": 128, "trainable": 64},
@@ -161,3 +164,37 @@ def test_every_command_takes_expectations(line, status):
     result = invoke(*line.split())
     assert result.exit_code == status
     assert (result.stdout == "") == (status == 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("bench gn --expect foo=1", "the result has no 'foo'; there are schema"),
+        ("bench gn --expect cases.gn.thread=1", "cases.gn has no 'thread'; did you mean cases.gn.threads?"),
+        ("bench gn --expect cases.0.ratios.0.ratio.x=1", "cases.0.ratios.0.ratio has no 'x'; nothing is below it"),
+        ("run ci --expect counts.okay=1", "counts has no 'okay'; did you mean counts.ok?"),
+        ("doctor --expect verdikt=ok", "did you mean verdict?"),
+        ("race --expect raced=1", "did you mean races?"),
+        ("race adax --problem reddi --expect entrant=1", "did you mean entrants?"),
+    ],
+)
+def test_what_no_result_has_is_refused_before_anything_is_measured(line, words, monkeypatch):
+    for module in (bench, doctor, race):
+        monkeypatch.setattr(module, module.__name__.rpartition(".")[2], None)
+    result = invoke(*line.split())
+    assert (result.exit_code, result.stdout) == (Status.MISUSE, "")
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("bench in -i 4x12x6x6 --rounds 5 --budget 0.01 --expect cases.im.threads=1", "Times, forward"),
+        ("race adax --problem reddi --steps 3 --expect entrants.adam.diverged=none", "At the end"),
+    ],
+)
+def test_what_was_measured_is_written_though_an_expectation_is_about_nothing(line, kept):
+    result = invoke(*line.split())
+    assert result.exit_code == Status.MISUSE
+    assert kept in result.stdout
+    assert "error: --expect" in result.stderr

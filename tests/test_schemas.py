@@ -16,6 +16,7 @@ from typer.main import get_command
 
 from layers import catalog
 from profiles.document import read
+from profiles.expect import foresee, parse
 from profiles.loading import parse as parse_bench
 from profiles.run_profiles import parse as parse_run
 from profiles.schemas import SCHEMAS, named, schema
@@ -115,7 +116,18 @@ def objects(node, path="$"):
 
 @pytest.mark.parametrize("line", LINES)
 def test_what_a_command_writes_is_as_its_schema_says(line):
-    assert violations(written(line)) == []
+    document = written(line)
+    assert violations(document) == []
+    foresee([parse(f"{key}=1") for key in keys(document)], [schema(document["schema"])])
+
+
+def keys(value, path=""):
+    """Yield the key of everything in a document, as an expectation names it."""
+    entries = value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+    for name, inner in entries.items():
+        if not re.search(r"[.\s=!<>]", str(name)):
+            yield f"{path}{name}"
+            yield from keys(inner, f"{path}{name}.")
 
 
 def test_a_run_and_a_diff_of_its_results_are_as_their_schemas_say(tmp_path):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from profiles import expect as expectations
 from profiles.errors import Refusal
+from profiles.expect import Expectation, Outcome, judge
 from profiles.speed.ranks import Launch, joined, launch, placed
 from profiles.subject import Setup, default_shape
 from stones_cli import bench_options as options
@@ -23,6 +23,7 @@ from stones_cli.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from profiles.speed.bench import Bench, Progress
     from profiles.speed.cases import Gate
@@ -73,6 +74,7 @@ def bench(
     Ctrl-C ends it and reports what was measured so far. Under torchrun all ranks measure together, the first reports.
     """
     where = common.destination(format_, json, output)
+    common.foresee(expect, "bench")
     if kind is not None and (named(context) or profile is not None):
         raise Refusal(f"--kind {kind} names its techniques: give no names and no --profile beside it")
     if kind is None and (profile is not None or not named(context)):
@@ -96,16 +98,25 @@ def bench(
     what = replace(what, roofline=what.roofline and not no_roofline)
     pictures.check(plot)
     record = _run(what, found)
-    outcomes = [] if record["interrupted"] else expectations.judge(expect or (), record)
+    return _status(record, _told(record, plot, where, expect), fail_inconclusive, where)
 
+
+def _told(
+    record: dict[str, Any], plot: Path | None, where: common.Destination, expect: Sequence[Expectation] | None
+) -> list[str]:
+    """Write the record and the plot; return a sentence for each expectation that failed."""
     from profiles.pictures.bench_plot import render
     from stones_cli.report.bench import report
 
+    outcomes: list[Outcome] = []
     try:
-        emit(report(record, outcomes), where)
-    finally:  # also where nobody reads the table to its end
-        pictures.write(plot if record["cases"] else None, lambda form: render(record, form))
-    return _status(record, [str(o) for o in outcomes if not o.ok], fail_inconclusive, where)
+        outcomes = [] if record["interrupted"] else judge(expect or (), record)
+    finally:  # also where an expectation is refused: what was measured is not lost
+        try:
+            emit(report(record, outcomes), where)
+        finally:  # also where nobody reads the table to its end
+            pictures.write(plot if record["cases"] else None, lambda form: render(record, form))
+    return [str(outcome) for outcome in outcomes if not outcome.ok]
 
 
 def _directions(forward: bool, backward: bool, both: bool) -> dict[str, bool]:

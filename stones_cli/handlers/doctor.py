@@ -41,11 +41,12 @@ def doctor(
     if budget is not None and budget > 3600:
         raise Refusal(f"--budget {budget:g} is out of range: it must be ≤ 3600 seconds")
     where = common.destination(format_, json, output)
+    common.foresee(expect, "doctor")
     record = _run(budget)
 
     from stones_cli.report.doctor import examination
 
-    failed = deliver(examination(record), where, [] if record["interrupted"] else expect)
+    failed = deliver(examination(record), where, [] if record["interrupted"] else expect, keep=True)
     if strict:
         bad = (row for row in record["findings"] if row["verdict"] in ("caution", "bad"))
         failed += [f"{row['name']}: {row['found']}" + (f"; {row['advice']}" if row["advice"] else "") for row in bad]

@@ -78,6 +78,7 @@ def race(
     that comes out otherwise fails. Learning rates and the like are the problem's where an entrant does not give them.
     """
     where = common.destination(format_, json, output)
+    common.foresee(expect, "races" if problem is None and profile is None else "race")
     if profile is not None:
         return _profiled(context, profile, plot, where, expect)
     if problem is None:
@@ -147,4 +148,4 @@ def _told(record: dict[str, Any], plot: Path | None, where: Any, expect: Any) ->
     if record["interrupted"]:
         deliver(trajectories(record), where, None)
         return Status.INTERRUPTED
-    return judged(deliver(trajectories(record), where, expect), where)
+    return judged(deliver(trajectories(record), where, expect, keep=True), where)

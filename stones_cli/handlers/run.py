@@ -51,13 +51,14 @@ def run(
     file:line:column, before anything runs. Ctrl-C ends it and reports what was done so far.
     """
     where = common.destination(format_, json, output)
+    common.foresee(expect, "run-result")
     record = _run(_loaded(profile, where.format))
 
     from stones_cli.report.github import Annotation, annotate
     from stones_cli.report.run import complaints, remarks, report
 
     expected = None if record["interrupted"] else expect
-    failed = deliver(report(record), where, expected)
+    failed = deliver(report(record), where, expected, keep=True)
     for kind, sentence in (*complaints(record), *(("failed", sentence) for sentence in failed)):
         complain(sentence, kind)
     if where.format == "github":

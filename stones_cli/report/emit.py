@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from profiles import atomic
+from profiles.errors import Refusal
 from profiles.expect import Expectation, judge
 from profiles.speed.ranks import is_silent
 from stones_cli.common import Destination
@@ -17,12 +18,20 @@ from stones_cli.report.tables import Report
 from stones_cli.streams import result_stream
 
 
-def deliver(report: Report, destination: Destination, expected: Iterable[Expectation] | None) -> list[str]:
+def deliver(
+    report: Report, destination: Destination, expected: Iterable[Expectation] | None, *, keep: bool = False
+) -> list[str]:
     """Emit ``report`` with what became of the expectations about its record; return one sentence for each that failed.
 
-    Raises `Refusal`, before anything is written, for a key that the record does not have.
+    Raises `Refusal` for a key that the record does not have: before anything is written or, to ``keep`` what took long
+    to measure, afterwards.
     """
-    outcomes = judge(expected or (), strict.plain(report.record))
+    try:
+        outcomes = judge(expected or (), strict.plain(report.record))
+    except Refusal:
+        if keep:
+            emit(report, destination)
+        raise
     if outcomes:
         record = {**report.record, "expectations": judged(outcomes)}
         report = replace(report, record=record, parts=(*report.parts, *tables(outcomes)), data=report.main)
