@@ -70,13 +70,14 @@ def _define(x: Tensor, weight: Tensor, bias: Tensor | None, recipe: Recipe) -> t
     shift = _shift(x, recipe)
     high, wide = recipe.padding
     padded = F.pad(x, [wide, wide, high, high]) if high or wide else x
-    windows = (recipe.grouped(padded.to(shift.dtype)) - _each(shift, 5)).flatten(1, 2).to(x.dtype)
+    # What backward reads and what is returned is no view of groups: inductor fails on these where sizes are symbols.
+    windows = (padded.to(shift.dtype) - _each(_over(shift, x.shape[1]), 4)).to(x.dtype)
     z = _convolve(windows, weight, shift, recipe)
     each = recipe.grouped(windows).to(shift.dtype)
     mean, var = _moments(torch.stack([each.sum(2), each.square().sum(2)]), recipe, weight[0].numel())
-    y = recipe.grouped(z.to(shift.dtype)) * (var + recipe.eps).rsqrt().unsqueeze(2)
-    y = y if bias is None else y + bias.to(y.dtype).view(recipe.groups, -1, 1, 1)
-    return y.flatten(1, 2).to(x.dtype), (mean + _each(shift, 4)).detach(), var.detach()
+    y = z.to(shift.dtype) * _over((var + recipe.eps).rsqrt(), z.shape[1])
+    y = y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
+    return y.to(x.dtype), (mean + _each(shift, 4)).detach(), var.detach()
 
 
 def _forward(
@@ -168,6 +169,12 @@ def _each(numbers: Tensor, axes: int) -> Tensor:
     return numbers.reshape(*numbers.shape, *(1,) * (axes - 2))
 
 
+def _over(numbers: Tensor, channels: int) -> Tensor:
+    """Give each channel what its group has: (N, G, …) becomes (N, C, …)."""
+    batch, groups, *positions = numbers.shape
+    return numbers.unsqueeze(2).expand(batch, groups, channels // groups, *positions).flatten(1, 2)
+
+
 def _used(weight: Tensor, recipe: Recipe) -> Tensor:
     return centred(weight) if recipe.center else weight
 
@@ -178,8 +185,8 @@ def _convolve(padded: Tensor, weight: Tensor, shift: Tensor, recipe: Recipe) -> 
     z = F.conv2d(padded, used, None, recipe.stride, 0, recipe.dilation, recipe.groups)
     if recipe.center:
         return z
-    seen = used.to(shift.dtype).sum((1, 2, 3)).view(recipe.groups, -1, 1, 1) * _each(shift, 5)
-    return (recipe.grouped(z) + seen).flatten(1, 2).to(z.dtype)
+    seen = used.to(shift.dtype).sum((1, 2, 3)) * _over(shift, z.shape[1])
+    return (z + _each(seen, 4)).to(z.dtype)
 
 
 def _moments(sums: Tensor, recipe: Recipe, count: int) -> tuple[Tensor, Tensor]:

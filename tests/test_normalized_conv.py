@@ -220,6 +220,20 @@ def test_it_compiles_whole_and_its_samples_can_be_mapped(options):
     assert_near(torch.vmap(lambda each: module(each[None])[0])(x), module(x), 1e-13)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inductor_compiles_it_for_any_size():
+    torch._dynamo.reset()
+    module = layer(4)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True)
+    for shape in ((2, 4, 6, 5), (3, 4, 7, 9)):
+        x = data(*shape).requires_grad_()
+        outputs = [call(x) for call in (compiled, module)]
+        found, wanted = ([y, *torch.autograd.grad(y.sin().sum(), [x, *module.parameters()])] for y in outputs)
+        for mine, theirs in zip(found, wanted, strict=True):
+            assert_near(mine, theirs, 1e-12)
+
+
 def test_several_gradients_may_be_computed_at_once():
     module, x = layer(4, kernel_size=2, padding=1), data(1, 4, 3, 3).requires_grad_()
     y = module(x)
