@@ -7,12 +7,12 @@ bn-gn, iew and bcn take what lies between.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from layers.base import Norm, widened_affine
 from layers.card import Card, OptionError, sizes
 from layers.dimensions import is_small
+from layers.group_norm import normalize_planes
 from layers.moments import needs_plain_operations, pool
 
 
@@ -43,22 +43,22 @@ def suits_blocks(x: Tensor) -> bool:
 
 def normalize_blocks(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, examples: int, groups: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, μ and 1/√(σ² + ε) (N/examples, groups) of ``x`` that `suits_blocks`, by torch's group normalization.
+) -> tuple[Tensor, Tensor]:
+    """Return y and μ (N/examples, groups) of ``x`` that `suits_blocks`, by torch's group normalization.
 
     In a copy each block is one sample's group: (N/e, e, G, K, S) becomes (N/e, G, e, K, S), and y goes back.
     """
     batch, channels = x.shape[:2]
     inside = (examples, groups, channels // groups)
     split = x.view(batch // examples, *inside, -1).transpose(1, 2)
-    size, count = split.shape[-1], examples * channels
+    count = examples * channels
     weight, bias = (
         None if t is None else t.view(groups, 1, -1).expand(groups, examples, -1).reshape(count)
         for t in widened_affine(x, weight, bias)
     )
-    rows = split.reshape(batch // examples, count, size).contiguous()
-    y, mean, rstd = torch.native_group_norm(rows, weight, bias, rows.shape[0], count, size, groups, eps)
-    return y.view(split.shape).transpose(1, 2).reshape(x.shape), mean, rstd
+    rows = split.reshape(batch // examples, count, -1).contiguous()
+    y, mean, _ = normalize_planes(rows, groups, weight, bias, eps)
+    return y.view(split.shape).transpose(1, 2).reshape(x.shape), mean
 
 
 def refuse_batch(card: Card, layer: Norm, x: Tensor) -> None:

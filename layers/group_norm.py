@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ from layers.observe import observe
 VECTOR = 32
 # or, forward, where there are so many positions.
 MAP = 1024
+# Of contiguous data sums of so many values g x, as in ∂L/∂γ = r (Σ g x − μ Σ g), lose digits where μ ≫ σ.
+LONG = 2048
+Kernel = Callable[..., tuple[Tensor, Tensor, Tensor]]
 LONGEST = 1 << 20  # values in a group, whose sum of float32 it takes in at least eight parts
 
 
@@ -43,7 +47,7 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
         if _is_faster_by_planes(x, groups):
             affine = widened_affine(x, weight, bias)
             return _observed(_ByHand.apply(x, *affine, groups, eps, True))  # type: ignore[no-untyped-call]
-        return _observed(_by_kernel(x, groups, weight, bias, eps))
+        return _observed(normalize_planes(x, groups, weight, bias, eps))
     if x.device.type == "cpu" and x.numel() and not needs_plain_operations() and is_channels_last(x):
         return _by_rows(x, groups, weight, bias, eps)
     planes = Planes(x)
@@ -54,6 +58,54 @@ def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | Non
     scale, shift = scale_and_shift(spread[1], eps, weight, bias)
     observe(mean=mean.squeeze(2), rstd=(var + eps).rsqrt().squeeze(2))
     return planes.affine(scale, spread[0], shift)
+
+
+def normalize_planes(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, μ and 1/√(σ² + ε) (N, groups) of contiguous ``x``, by torch's kernel.
+
+    Its backward sums ∂L/∂y x, one float32 after the other, and takes μ Σ ∂L/∂y away: of a large map with a large mean
+    that leaves few digits. Such a map is normalized again less its means. A GPU, which sums in a tree, would have to be
+    waited for to know.
+    """
+    y, mean, rstd = _by_kernel(x, groups, weight, bias, eps)
+    if not _sums_lose_digits(x, x.shape[2:].numel()) or well_conditioned(mean, rstd):
+        return y, mean, rstd
+    del y  # its memory is wanted
+    y, left, rstd, shift = _around_zero(_by_kernel, x, groups, weight, bias, eps, mean)
+    return y, left + shift, rstd
+
+
+def normalize_elements(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Normalize each sample of contiguous ``x``, not of half precision, by itself; γ and β have the shape of one.
+
+    By torch's kernel of layer normalization, whose ∂L/∂x takes sums as in `normalize_planes`, in eight lanes at once.
+    """
+    shape = x.shape[1:]
+    y, mean, rstd = torch.native_layer_norm(x, shape, weight, bias, eps)
+    if _sums_lose_digits(x, shape.numel() // 8) and not well_conditioned(mean, rstd):
+        shift = mean.detach()
+        y, mean, rstd = torch.native_layer_norm(x - shift, shape, weight, bias, eps)
+        mean = mean + shift
+    return _observed((y, mean.view(-1, 1), rstd.view(-1, 1)))
+
+
+def _sums_lose_digits(x: Tensor, values: int) -> bool:
+    """Whether sums of so many ``values`` of ``x`` are worth a look at its mean, and one may look.
+
+    Not in float16, whose range ``x`` less its mean may leave.
+    """
+    long = values >= LONG and x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
+    return long and suits_torch_kernels(x) and not needs_plain_operations()
+
+
+def _around_zero(
+    kernel: Kernel, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``kernel`` makes of ``x`` less the ``mean`` (N, groups), which y does not depend on, and what that was."""
+    shift = mean.detach().to(x.dtype)
+    return *kernel(x - planes_of(_spread(shift, x.shape[1]), x), groups, weight, bias, eps), shift
 
 
 def _by_kernel(
@@ -100,10 +152,9 @@ def _by_rows(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
         if well_conditioned(*made[1:]):
             return _observed(made)
         if x.dtype.itemsize >= 4:  # its mean has digits enough to make it again of what is around zero
-            shift = made[1].detach()
-            y, mean, rstd = kernel(x - planes_of(_spread(shift, x.shape[1]), x), groups, weight, bias, eps)
-            if well_conditioned(mean, rstd):
-                return _observed((y, mean + shift, rstd))
+            y, left, rstd, shift = _around_zero(kernel, x, groups, weight, bias, eps, made[1])
+            if well_conditioned(left, rstd):
+                return _observed((y, left + shift, rstd))
         suits = False
     suits = suits and (wide or x.shape[2:].numel() >= MAP)
     return _observed(_ByHand.apply(x, weight, bias, groups, eps, suits))  # type: ignore[no-untyped-call]

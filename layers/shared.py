@@ -50,6 +50,10 @@ FOLDED = (
     "and one shift per plane, so that forward and backward take 7 operations per element, plus those on N×C numbers."
 )
 
+LOOKED_AT = (
+    "Of maps of 2048 positions and more it is looked, 3 operations per statistic, whether a mean is far above the "
+    "spread: then the data are normalized again less their means, as sums of them would have few digits."
+)
 FOLDED_UNLESS_SMALL = (
     "Up to 2¹⁸ elements torch's kernels take the moments, apply them, and do the backward of the definition. Above, γ, "
     "β and the statistics are folded into one scale and one shift per channel or plane, so that forward and backward "

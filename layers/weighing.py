@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from layers.base import scale_and_shift
 from layers.batch_kernels import channel_moments, normalize, suits_kernels
 from layers.blocks import normalize_blocks, pool_blocks, spread_blocks, suits_blocks
-from layers.moments import Planes, pool
+from layers.moments import Planes, plane_moments, pool
 from layers.observe import observe
 from layers.running import RunningMoments, mix
 
@@ -39,8 +39,9 @@ class BlockNorm(RunningMoments):
             self.update_running(mean, var, x.numel() // channels)
             return y
         if suits_blocks(x):
-            y, mean, rstd = normalize_blocks(x, self.weight, self.bias, self.eps, examples or batch, groups)
-            observe(mean=mean, var=(rstd.detach().pow(-2) - self.eps).clamp_(min=0))
+            y, mean = normalize_blocks(x, self.weight, self.bias, self.eps, examples or batch, groups)
+            # What the kernel gives, 1/√(σ² + ε), has not the digits of a small σ²: that is for who looks.
+            observe(mean=mean, var=lambda: pool_blocks(*plane_moments(x.detach()), examples, groups)[1])
             whole_mean, whole_var = channel_moments(x)
             self.update_running(whole_mean[0], whole_var[0], x.numel() // channels)
             return y

@@ -10,11 +10,14 @@ from batches import C, N, data, near
 from harness import run
 
 from layers import channels_last, dimensions, group_norm, moments
+from layers.norm.bn_gn import BatchGroupNorm
 from layers.norm.gn import GroupNorm
+from layers.norm.iew import InferenceExampleWeighing
 from layers.norm.in_ import InstanceNorm
 from layers.norm.ln import LayerNorm
 from layers.observe import observing
 
+LARGE = 64  # positions along each axis of a large map
 MAKE = {
     "gn": lambda: GroupNorm(C, groups=2),
     "in": lambda: InstanceNorm(C, affine=True),
@@ -65,6 +68,53 @@ def test_channels_last_with_a_large_mean_keeps_its_digits(name, dtype):
     found = run(layer, x)
     for what in ("y", "gradient of x"):
         near(found.tensors()[what].double(), wide.tensors()[what], within * float(wide.tensors()[what].abs().max()))
+
+
+LOOKING = {
+    **MAKE,
+    "ln of elements": lambda: LayerNorm(C, affine="elementwise", height=LARGE, width=LARGE),
+    "iew": lambda: InferenceExampleWeighing(C, groups=2),
+    "bn-gn": lambda: BatchGroupNorm(C, groups=2),
+}
+
+
+def large(mean, seed=1):
+    """A large map of numbers that every dtype has."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(2, C, LARGE, LARGE, generator=generator) + mean).bfloat16()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mean", [-1000.0, 100.0])
+@pytest.mark.parametrize("name", LOOKING)
+def test_on_a_large_map_a_mean_far_above_the_spread_costs_no_digit_of_any_gradient(name, mean, dtype):
+    x, layer = large(mean), LOOKING[name]()
+    with torch.no_grad():
+        for seed, parameter in enumerate(layer.parameters()):
+            parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+    if name == "ln of elements" and dtype == torch.bfloat16:
+        layer = layer.bfloat16()  # torch's kernel takes no others
+    upstream = large(1.0, seed=2)  # a mean of ∂L/∂y multiplies what the mean of x is off
+    found = run(copy.deepcopy(layer), x.to(dtype), upstream.to(dtype))
+    wanted = run(copy.deepcopy(layer).double(), x.double(), upstream.double())
+    for what, tensor in wanted.tensors().items():
+        if not what.startswith("buffer"):
+            kept = torch.finfo(found.tensors()[what].dtype).eps
+            near(found.tensors()[what].double(), tensor, max(1e-5, 4 * kept) * float(tensor.abs().max()))
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_normalized_again_less_its_mean_a_map_has_the_same_derivatives_and_statistics(name, monkeypatch):
+    layer, x = LOOKING[name]().double(), large(0.5).double()
+    seen = []
+    for far in (channels_last.FAR, 0.0):
+        monkeypatch.setattr(channels_last, "FAR", far)
+        monkeypatch.setattr(group_norm, "_sums_lose_digits", lambda x, values: values > 8)
+        with observing() as statistics:
+            made = derivatives(layer, x, x.cos())
+        seen.append([*made, *statistics.values()])
+    for mine, theirs in zip(*seen, strict=True):
+        near(mine, theirs, 1e-8)
 
 
 @pytest.mark.parametrize("mean", [0, 3, 5, 100])

@@ -15,6 +15,7 @@ from layers.norm.bn_gn import BatchGroupNorm
 from layers.norm.ghost_bn import GhostBatchNorm
 from layers.norm.gn import GroupNorm
 from layers.norm.iew import InferenceExampleWeighing
+from layers.observe import observing
 
 # Ghost batch normalization.
 
@@ -92,6 +93,17 @@ def test_averages_of_squares_in_float32_would_lose_the_variance_that_is_kept():
     assert worst(second - first**2) > 1
     y, wanted = layer.eval()(x), true.eval()(x.double())
     assert (y - wanted).abs().max() < 3e-2 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1e4])
+@pytest.mark.parametrize("make", [lambda: InferenceExampleWeighing(C, groups=2), lambda: BatchGroupNorm(C, 2)])
+def test_the_variance_of_blocks_that_is_observed_has_its_digits_beside_any_eps(make, spread):
+    layer, x = make(), (spread * data()).float()
+    with observing() as seen:
+        layer(x)
+    with observing() as wanted:
+        copy.deepcopy(layer).double()(x.double())
+    torch.testing.assert_close(seen["var"].double(), wanted["var"], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.1, 1 / 32])

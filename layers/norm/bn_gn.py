@@ -57,7 +57,12 @@ card = Card(
         SLOW_MOMENTUM,
         AFFINE,
     ),
-    derived={"G": GROUPS_OF, "own": "train or alpha > 0", "small": "S == 1 or E <= 262144"},
+    derived={
+        "G": GROUPS_OF,
+        "own": "train or alpha > 0",
+        "small": "S == 1 or E <= 262144",
+        "blocks": "N // examples_per_group*G",
+    },
     rules=(
         K_DIVIDES,
         K_ALONE,
@@ -92,7 +97,7 @@ card = Card(
         "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "((12 if affine else 10)*E + 13*C + 5*(N // examples_per_group)*G if small"
+        "((12 if affine else 10)*E + 13*C + blocks*(5 if S >= 2048 else 2) - (S >= 2048) if small"
         " else 7*E + (24 if affine else 22)*N*C + (N // examples_per_group)*G + 11*C) + 2*(momentum is None) if train"
         " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"
         " else 2*E + (10 if affine else 9)*C + G",

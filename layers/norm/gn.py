@@ -16,7 +16,17 @@ from torch import Tensor
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Paper, Peer, Rule, Stat
 from layers.group_norm import group_norm
-from layers.shared import AFFINE, CHANNELS_PER_GROUP, EPS, GROUPS, GROUPS_DIVIDE, GROUPS_OF, K_ALONE, K_DIVIDES
+from layers.shared import (
+    AFFINE,
+    CHANNELS_PER_GROUP,
+    EPS,
+    GROUPS,
+    GROUPS_DIVIDE,
+    GROUPS_OF,
+    K_ALONE,
+    K_DIVIDES,
+    LOOKED_AT,
+)
 
 card = Card(
     title="Group Normalization",
@@ -25,7 +35,7 @@ card = Card(
     formula="y = γ_c (x − μ_ng) / √(σ²_ng + ε) + β_c",
     summary="Each group of K = C/groups channels of each sample has one mean and biased variance over K×H×W values.",
     options=(GROUPS, CHANNELS_PER_GROUP, EPS, AFFINE),
-    derived={"G": GROUPS_OF},
+    derived={"G": GROUPS_OF, "look": "3*N*G - 1 if S >= 2048 and E > 0 else 0"},
     rules=(
         K_DIVIDES,
         K_ALONE,
@@ -39,6 +49,11 @@ card = Card(
     statistics=(Stat("mean", ("N", "G"), "N×C/K"), Stat("rstd", ("N", "G"), "N×C/K")),
     params="2*C if affine else 0",
     flops=Flops("(7 if affine else 5)*E + 2*N*G", "11*E - 2*C if affine else 7*E"),
+    executed=Flops(
+        "(7 if affine else 5)*E + 2*N*G + look",
+        "11*E - 2*C if affine else 7*E",
+    ),
+    explained=LOOKED_AT,
     saved="B*E + 8*N*G",
     claims=(
         Claim(

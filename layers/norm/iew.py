@@ -73,7 +73,7 @@ card = Card(
     ),
     executed=Flops(
         "((7*E + (17 if affine else 16)*C + (3*C if small else 8*N*C) if G == C"
-        " else (12 if affine else 10)*E + 13*C + 5*G if small"
+        " else (12 if affine else 10)*E + 13*C + G*(5 if S >= 2048 else 2) - (S >= 2048) if small"
         " else 7*E + (24 if affine else 22)*N*C + 11*C + G) + 2*(momentum is None)) if train"
         " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"
         " else 2*E + (10 if affine else 9)*C + G",
@@ -84,7 +84,7 @@ card = Card(
         " else (4*E - 2*C if affine else E)",
     ),
     explained=FOLDED_UNLESS_SMALL,
-    saved="B*E + (8*C if train and G == C else 8*G + (4*N*C if affine else 0) if train and small"
+    saved="B*E + (8*C if train and G == C else 8*G + (4*N*C if affine and N > 1 else 0) if train and small"
     " else (20 if affine else 16)*N*C)",
     traffic=Flops("(3 if own else 2)*E*B", "(5 if own else 3)*E*B"),
     claims=(

@@ -50,7 +50,10 @@ card = Card(
             source="torch.nn",
         ),
     ),
-    derived={"own": "train or not track_running_stats"},
+    derived={
+        "own": "train or not track_running_stats",
+        "look": "3*N*C - 1 if S >= 2048 and E > 0 and E <= 262144 else 0",
+    },
     rules=(Rule("S != 1 or not own", "a channel of 1 position cannot be normalized; give at least 2 positions"),),
     statistics=(
         Stat("mean", ("N", "C"), "N×C", given="own"),
@@ -68,11 +71,13 @@ card = Card(
     ),
     executed=Flops(
         "7*E + (18 if affine else 16)*N*C + 7*C + (momentum is None) if track_running_stats and train"
-        " else (7 if affine else 5)*E + 2*N*C if own else 2*E + (5 if affine else 4)*C",
+        " else (7 if affine else 5)*E + 2*N*C + look if own else 2*E + (5 if affine else 4)*C",
         "7*E + (18*N*C - 2*C if affine else 14*N*C) if track_running_stats and train"
         " else (11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
-    explained="Without running statistics torch's kernel does the definition. With them γ, β and the statistics are "
+    explained="Without running statistics torch's kernel does the definition; on up to 2¹⁸ elements, of maps of 2048 "
+    "positions and more, it is looked whether a mean is far above the spread: then the data are normalized again less "
+    "their means. With them γ, β and the statistics are "
     "folded into one scale and one shift per plane: 7 operations per element, forward and backward.",
     saved="B*E + ((20 if affine else 16)*N*C if track_running_stats else 8*N*C)",
     claims=(
