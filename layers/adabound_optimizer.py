@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from layers.checked_optimizer import number
-from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Params, Tensors
+from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Params, Tensors, add_, multiply_
 
 
 class AdaBoundOptimizer(ElementwiseOptimizer):
@@ -72,23 +72,27 @@ class AdaBoundOptimizer(ElementwiseOptimizer):
         m, v, *greatest = state
         step = float(group["lr"]) * correction(group, t)
         torch._foreach_lerp_(m, g, 1 - group["beta1"])
-        torch._foreach_mul_(v, group["beta2"])
+        multiply_(v, group["beta2"])
         torch._foreach_addcmul_(v, g, g, 1 - group["beta2"])
         for most in greatest:
             torch._foreach_maximum_(most, v)
         root = torch._foreach_sqrt(greatest[0] if greatest else v)
         if group["eps"]:
-            torch._foreach_add_(root, group["eps"])
+            add_(root, group["eps"])
         least, largest = denominators(group, t, v[0].dtype)
         _clamp_(root, least, largest)
         if group["weight_decay"] and group["decoupled"]:
-            torch._foreach_mul_(p, 1 - group["weight_decay"] * float(group["lr"]) / group["base_lr"])
+            kept = 1 - group["weight_decay"] * float(group["lr"]) / group["base_lr"]
+            multiply_(p, kept)
         torch._foreach_addcdiv_(p, m, root, -step / math.sqrt(t) if group["form"] == "paper" else -step)
 
 
 def _clamp_(tensors: tuple[Tensor, ...], least: float, largest: float) -> None:
-    """Clamp in place. torch has no clamp of a list by two bounds: by one after the other it is a pass more."""
-    if tensors[0].device.type == "cpu":
+    """Clamp in place. torch has no clamp of a list by two bounds: by one after the other it is a pass more.
+
+    On the CPU that takes longer than a call for each where they are few, and so long.
+    """
+    if tensors[0].device.type == "cpu" and len(tensors) < 16:
         for tensor in tensors:
             tensor.clamp_(least, largest)
     else:

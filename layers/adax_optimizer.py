@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from layers.card import OptionError
-from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Tensors
+from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Tensors, add_, multiply_
 
 FUSED = ("cpu", "cuda")  # devices of torch's fused kernel of Adam
 EPSILON = sys.float_info.epsilon / 2
@@ -37,24 +37,24 @@ class AdaXOptimizer(ElementwiseOptimizer):
             return
         lr, w = float(group["lr"]), newest(group["beta2"], t)
         torch._foreach_lerp_(m, g, 1 - group["beta1"])
-        torch._foreach_mul_(v, 1 - w)
+        multiply_(v, 1 - w)
         torch._foreach_addcmul_(v, g, g, w)
         root = torch._foreach_sqrt(v)
-        torch._foreach_add_(root, relative(group["eps"], group["beta2"], t, v[0].dtype))
+        add_(root, relative(group["eps"], group["beta2"], t, v[0].dtype))
         if group["weight_decay"] and not self.coupled:
-            torch._foreach_mul_(p, 1 - lr * group["weight_decay"])
+            multiply_(p, 1 - lr * group["weight_decay"])
         torch._foreach_addcdiv_(p, m, root, -lr)
 
     def _update_as_published(self, group: Group, t: int, p: Tensors, g: Tensors, m: Tensors, v: Tensors) -> None:
         """Operation by operation as the authors' code, so that not even the last bits differ."""
         lr, beta1, beta2 = float(group["lr"]), group["beta1"], group["beta2"]
         growth = _growth(beta2, t, v[0].dtype)
-        torch._foreach_mul_(m, beta1)
+        multiply_(m, beta1)
         torch._foreach_add_(m, g, alpha=1 - beta1)
-        torch._foreach_mul_(v, 1 + beta2)
+        multiply_(v, 1 + beta2)
         torch._foreach_addcmul_(v, g, g, beta2)
         root = torch._foreach_sqrt(v)
-        torch._foreach_add_(root, group["eps"])
+        add_(root, group["eps"])
         if group["weight_decay"] and not self.coupled:
             torch._foreach_sub_(p, torch._foreach_mul(p, lr * group["weight_decay"]))
         torch._foreach_addcdiv_(p, m, root, -lr * math.sqrt(growth))

@@ -107,31 +107,35 @@ class CheckedOptimizer(Optimizer):
             raise RuntimeError(f"{type(self).__name__} is not capturable: step outside the CUDA graph")
         for group in self.param_groups:
             params = [parameter for parameter in group["params"] if parameter.grad is not None]
+            grads = [parameter.grad for parameter in params]
+            if any(gradient.is_sparse for gradient in grads):
+                raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
             if params:
-                needed = self.given(group)
-                self._step(group, params, [self._state_of(parameter, needed) for parameter in params])
+                self._step(group, params, grads, self._states(group, params))
         return loss
 
     def given(self, group: Group) -> dict[str, tuple[str, ...]]:
         """Return which tensors the state of a parameter of ``group`` has, and their shapes as the card writes them."""
         return {s.name: s.shape for s in self.card.state if s.given == "True" or evaluate(s.given, group)}
 
-    def _state_of(self, parameter: Tensor, needed: Mapping[str, tuple[str, ...]]) -> State:
-        """The state of a parameter that has a gradient, made where there is none."""
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
-        state: State = self.state[parameter]
-        if not state:
+    def _states(self, group: Group, params: list[Tensor]) -> list[State]:
+        """The states of ``params``, made where there is none."""
+        needed = self.given(group)
+        states: list[State] = [self.state[parameter] for parameter in params]
+        for parameter, state in zip(params, states, strict=True):
+            if state.keys() >= needed.keys():
+                continue
+            if state:
+                lacks = next(name for name in needed if name not in state)
+                raise OptionError(
+                    f"the state of a parameter has no {lacks}: it is of another optimizer, or of other options; "
+                    "build the optimizer anew without it"
+                )
             state.update((name, _zeros(parameter, shape)) for name, shape in needed.items())
-        elif lacks := [name for name in needed if name not in state]:
-            raise OptionError(
-                f"the state of a parameter has no {lacks[0]}: it is of another optimizer, or of other options; "
-                "build the optimizer anew without it"
-            )
-        return state
+        return states
 
-    def _step(self, group: Group, params: list[Tensor], states: list[State]) -> None:
-        """Move ``params``, which have gradients, and update their ``states``, in place."""
+    def _step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        """Move ``params`` by ``grads`` and update their ``states``, in place."""
         raise NotImplementedError
 
 

@@ -55,20 +55,19 @@ class ElementwiseOptimizer(CheckedOptimizer):
         """Do the same to whole parameters by one kernel, decay and maximize too; False where there is none."""
         return False
 
-    def _step(self, group: Group, params: Tensors, states: list[State]) -> None:
-        one = torch.ones((), dtype=torch.float32, device="cpu")  # a Python number would become a tensor for each step
-        torch._foreach_add_([state["step"] for state in states], one)
+    def _step(self, group: Group, params: Tensors, grads: Tensors, states: list[State]) -> None:
+        steps = [state["step"] for state in states]
+        add_(steps, 1.0)
         names = [name for name, shape in self.given(group).items() if shape == SAME]
+        rows = map(list, zip(params, grads, *([state[name] for state in states] for name in names), strict=True))
         alike: dict[tuple[torch.device, torch.dtype, int], list[Row]] = {}
+        for row, step in zip(rows, steps, strict=True):
+            alike.setdefault((row[P].device, row[P].dtype, int(step)), []).append(row)
         copies: list[tuple[Tensor, Tensor]] = []
-        for parameter, state in zip(params, states, strict=True):
-            assert parameter.grad is not None
-            row = [parameter, parameter.grad, *(state[name] for name in names)]
-            key = (parameter.device, parameter.dtype, int(state["step"]))
-            alike.setdefault(key, []).append(_in_one_layout(row, copies))
-        for (_, dtype, t), rows in alike.items():
-            if dtype in HALF or not self._update_whole(group, t, *_columns(rows)):
-                self._update_slices(group, t, rows)
+        for (_, dtype, t), found in alike.items():
+            laid = [_in_one_layout(row, copies) for row in found]
+            if dtype in HALF or not self._update_whole(group, t, *_columns(laid)):
+                self._update_slices(group, t, laid)
         for tensor, copy in copies:
             tensor.copy_(copy)
 
@@ -84,12 +83,31 @@ class ElementwiseOptimizer(CheckedOptimizer):
                 torch._foreach_copy_(p, wide_p)
 
 
+def add_(tensors: Tensors | tuple[Tensor, ...], value: float) -> None:
+    """Add ``value`` to all of ``tensors``, which are of one dtype and device."""
+    if tensors[0].device.type == "cpu":
+        torch._foreach_add_(tensors, _as_tensor(value, tensors[0]), alpha=1)  # without alpha it would become a number
+    else:
+        torch._foreach_add_(tensors, value)
+
+
+def multiply_(tensors: Tensors | tuple[Tensor, ...], value: float) -> None:
+    """Multiply all of ``tensors``, which are of one dtype and device, by ``value``."""
+    on_cpu = tensors[0].device.type == "cpu"
+    torch._foreach_mul_(tensors, _as_tensor(value, tensors[0]) if on_cpu else value)
+
+
+def _as_tensor(value: float, like: Tensor) -> Tensor:
+    """What torch makes of a number on the CPU, for each tensor of a list anew: twice as long as to add a short one."""
+    return torch.tensor(value, dtype=like.dtype, device="cpu")
+
+
 def _in_one_layout(row: Row, copies: list[tuple[Tensor, Tensor]]) -> Row:
     """The tensors of ``row`` one number after the other, in the order of the parameter's memory.
 
     What is not in that order is copied; of all but the gradient (tensor, copy) is added to ``copies``, to write back.
     """
-    if all(tensor.is_contiguous() for tensor in row):
+    if all(map(Tensor.is_contiguous, row)):
         return row
     strides = row[P].stride()
     order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
@@ -142,4 +160,4 @@ def _wide(tensors: Tensors) -> Tensors:
     return [tensor.float() for tensor in tensors] if tensors[0].dtype in HALF else tensors
 
 
-__all__ = ["ElementwiseOptimizer", "Group", "Params", "Tensors", "excludes"]
+__all__ = ["ElementwiseOptimizer", "Group", "Params", "Tensors", "add_", "excludes", "multiply_"]

@@ -250,7 +250,7 @@ class LARS(CheckedOptimizer):
         }
         super().__init__(params, options)
 
-    def _step(self, group: Group, params: list[Tensor], states: list[State]) -> None:
+    def _step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         if group["momentum_order"] == "paper" and not float(group["lr"]):
             return
         alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
