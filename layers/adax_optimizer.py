@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from layers.card import OptionError
+from layers.checked_optimizer import FUSED
 from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Tensors, add_, multiply_
 
-FUSED = ("cpu", "cuda")  # devices of torch's fused kernel of Adam
 EPSILON = sys.float_info.epsilon / 2
 
 

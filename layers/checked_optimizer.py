@@ -15,9 +15,11 @@ from layers.formula import evaluate
 from layers.weights import Weight
 
 HALF = (torch.float16, torch.bfloat16)
+FUSED = ("cpu", "cuda")  # devices of torch's fused kernels of Adam and SGD
 Group = dict[str, Any]
 Params = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 State = dict[str, Tensor]
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 class CheckedOptimizer(Optimizer):
@@ -137,6 +139,25 @@ class CheckedOptimizer(Optimizer):
     def _step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         """Move ``params`` by ``grads`` and update their ``states``, in place."""
         raise NotImplementedError
+
+
+def add_(tensors: Tensors, value: float) -> None:
+    """Add ``value`` to all of ``tensors``, which are of one dtype and device."""
+    if tensors[0].device.type == "cpu":
+        torch._foreach_add_(tensors, _as_tensor(value, tensors[0]), alpha=1)  # without alpha it would become a number
+    else:
+        torch._foreach_add_(tensors, value)
+
+
+def multiply_(tensors: Tensors, value: float) -> None:
+    """Multiply all of ``tensors``, which are of one dtype and device, by ``value``."""
+    on_cpu = tensors[0].device.type == "cpu"
+    torch._foreach_mul_(tensors, _as_tensor(value, tensors[0]) if on_cpu else value)
+
+
+def _as_tensor(value: float, like: Tensor) -> Tensor:
+    """What torch makes of a number on the CPU, for each tensor of a list anew: twice as long as to add a short one."""
+    return torch.tensor(value, dtype=like.dtype, device="cpu")
 
 
 def _zeros(parameter: Tensor, shape: tuple[str, ...]) -> Tensor:

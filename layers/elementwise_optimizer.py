@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from layers.card import SAME
-from layers.checked_optimizer import HALF, CheckedOptimizer, Group, Params, State, excludes
+from layers.checked_optimizer import HALF, CheckedOptimizer, Group, Params, State, add_, excludes, multiply_
 
 # Bytes of parameters for each core. A step also reads gradient and moments and makes a result, 5 MiB in all: on cores
 # with 2 MiB of second-level cache and 16 of the third, 2**17 takes 1.5 times as long, 2**19 1.06 times, 2**21 the same.
@@ -81,25 +81,6 @@ class ElementwiseOptimizer(CheckedOptimizer):
             self._update(group, t, wide_p, wide_g, *state)
             if wide_p is not p:
                 torch._foreach_copy_(p, wide_p)
-
-
-def add_(tensors: Tensors | tuple[Tensor, ...], value: float) -> None:
-    """Add ``value`` to all of ``tensors``, which are of one dtype and device."""
-    if tensors[0].device.type == "cpu":
-        torch._foreach_add_(tensors, _as_tensor(value, tensors[0]), alpha=1)  # without alpha it would become a number
-    else:
-        torch._foreach_add_(tensors, value)
-
-
-def multiply_(tensors: Tensors | tuple[Tensor, ...], value: float) -> None:
-    """Multiply all of ``tensors``, which are of one dtype and device, by ``value``."""
-    on_cpu = tensors[0].device.type == "cpu"
-    torch._foreach_mul_(tensors, _as_tensor(value, tensors[0]) if on_cpu else value)
-
-
-def _as_tensor(value: float, like: Tensor) -> Tensor:
-    """What torch makes of a number on the CPU, for each tensor of a list anew: twice as long as to add a short one."""
-    return torch.tensor(value, dtype=like.dtype, device="cpu")
 
 
 def _in_one_layout(row: Row, copies: list[tuple[Tensor, Tensor]]) -> Row:

@@ -14,7 +14,6 @@ apex: γλ but no more than γ, by λ ← min(λ/γ, 1). ``exclude`` says which 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from layers.card import Card, Flops, Identity, Option, Paper, Peer, Race, Rule, Stat
@@ -30,7 +29,7 @@ from layers.lars_proofs import (
     step_length,
     weight_scale,
 )
-from layers.lars_step import adapts, move, ratios
+from layers.lars_step import move, rates
 from layers.weights import Weight
 
 card = Card(
@@ -118,7 +117,7 @@ card = Card(
     ),
     executed=Flops(
         "(4 + (5 + (2 if weight_decay else 0) if momentum else 2 + (weight_decay > 0))"
-        " + (2 + (weight_decay > 0) if nesterov else 0))*E + 7 + (2 if momentum and dampening else 0)",
+        " + (2 + (weight_decay > 0) if nesterov else 0))*E + 7 + (1 if momentum and dampening else 0)",
         "0",
     ),
     explained="λ takes 7 operations per tensor. Without momentum, and for Nesterov's step, decay is a factor of w. Not "
@@ -253,13 +252,7 @@ class LARS(CheckedOptimizer):
     def _step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         if group["momentum_order"] == "paper" and not float(group["lr"]):
             return
-        alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for parameter in params:
-            if adapts(parameter, group):
-                alike.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-        ratio = {id(p): value for each in alike.values() for p, value in zip(each, ratios(each, group), strict=True)}
-        for parameter, state in zip(params, states, strict=True):
-            move(group, parameter, state, ratio.get(id(parameter), 1.0))
+        move(group, params, grads, states, rates(group, params, grads))
 
 
 def excludes(weight: Weight) -> str:
