@@ -9,22 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C._nn import flatten_dense_tensors, unflatten_dense_tensors
 from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
 from layers.card import Card, OptionError
+from layers.checked_optimizer import FUSED, HALF, add_
 from layers.grassmann import lengths, refuse_zero_rows, rotate_, tangent
 
-HALF = (torch.float16, torch.bfloat16)
 # How many bytes of weights are worth joining: copying more takes longer on the CPU than the calls that are saved.
 JOINED, JOINED_ELSEWHERE = {"cpu": 1 << 17}, 1 << 26
 Group = dict[str, Any]
+State = dict[str, Tensor]
 Params = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 
 
@@ -89,35 +90,36 @@ class GrassmannOptimizer(Optimizer):
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
             raise RuntimeError(f"{type(self).__name__} is not capturable: step outside the CUDA graph")
         for group in self.param_groups:
-            params: list[Tensor] = []
-            states: list[dict[str, Tensor]] = []
-            self._init_group(group, params, states)
+            params = [parameter for parameter in group["params"] if parameter.grad is not None]
+            grads = [parameter.grad for parameter in params]
+            if any(gradient.is_sparse for gradient in grads):
+                raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
+            states = self._states(group, params)
+            if not params:
+                continue
             if not group["manifold"]:
-                self._step_plain(group, params, states)
+                self._step_plain(group, params, grads, states)
             elif float(group["lr"]):
-                self._step_rows(group, params, states)
+                self._step_rows(group, params, grads, states)
         return loss
 
-    def _init_group(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-        """Collect the parameters that have a gradient, and their state, created where there is none."""
-        for parameter in group["params"]:
-            if parameter.grad is None:
+    def _states(self, group: Group, params: list[Tensor]) -> list[State]:
+        """The states of ``params``, created where there is none."""
+        needed = self.buffers if group["manifold"] else PLAIN
+        states: list[State] = [self.state[parameter] for parameter in params]
+        for parameter, state in zip(params, states, strict=True):
+            if all(map(state.__contains__, needed)):
                 continue
-            if parameter.grad.is_sparse:
-                raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
-            state = self.state[parameter]
-            lacks = [name for name in (self.buffers if group["manifold"] else PLAIN) if name not in state]
-            if state and lacks:
+            if state:
+                lacks = next(name for name in needed if name not in state)
                 raise OptionError(
-                    f"the state of a parameter has no {lacks[0]}: it is of another optimizer, or manifold was changed; "
+                    f"the state of a parameter has no {lacks}: it is of another optimizer, or manifold was changed; "
                     "build the optimizer anew without it"
                 )
-            if not state:
-                state.update(self._start(parameter) if group["manifold"] else _start_plain(parameter))
-            params.append(parameter)
-            states.append(state)
+            state.update(self._start(parameter) if group["manifold"] else _start_plain(parameter))
+        return states
 
-    def _start(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _start(self, parameter: Tensor) -> State:
         """Return the state of a parameter that has not moved yet."""
         raise NotImplementedError
 
@@ -125,16 +127,27 @@ class GrassmannOptimizer(Optimizer):
         """Update ``state`` by the tangents ``h`` (…, n); return buffer a, its lengths, and by what angles to turn."""
         raise NotImplementedError
 
-    def _step_plain(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-        options = {name: group[name] for name in ("momentum", "weight_decay", "maximize", "foreach")}
-        buffers: list[Tensor | None] = [state["momentum_buffer"] for state in states]
-        grads = [parameter.grad for parameter in params if parameter.grad is not None]
-        sgd(params, grads, buffers, **options, lr=float(group["lr"]), dampening=0, nesterov=True)
+    def _step_plain(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        """Torch's SGD, by its kernel where the choice of ``foreach`` is left open and each tensor is as it takes it."""
+        options = {name: group[name] for name in ("momentum", "weight_decay", "maximize")}
+        buffers = [state["momentum_buffer"] for state in states]
+        fused = group["foreach"] is None and all(map(_suits_kernel, params, grads, buffers))
+        foreach = False if fused else group["foreach"]
+        sgd(
+            params, grads, [*buffers], **options, foreach=foreach, fused=fused, lr=float(group["lr"]), dampening=0,
+            nesterov=True,
+        )  # fmt: skip
 
-    def _step_rows(self, group: Group, params: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-        found = [_Kernel.of(p, state, group, self.buffers) for p, state in zip(params, states, strict=True)]
+    def _step_rows(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
+        ages = [0.0] * len(params)
+        if "step" in states[0]:
+            steps = [state["step"] for state in states]
+            add_(steps, 1.0)
+            ages = list(map(float, steps))
+        columns = [params, grads, *([state[name] for state in states] for name in self.buffers)]
+        found = [_Kernel(row, age, group) for row, age in zip(zip(*columns, strict=True), ages, strict=True)]
         for kernels in _batches(found, group["foreach"]):
-            joined = [_join(kernels, i) for i in range(len(kernels[0].tensors))]
+            joined = [_join(kernels, i) for i in range(len(columns))]
             with _without_autocast(joined[P].device.type):
                 self._advance(group, joined[P], joined[GRADIENT], joined[GRADIENT + 1 :], kernels[0].age)
             for i, rows in enumerate(joined):
@@ -152,57 +165,27 @@ PLAIN = ("momentum_buffer",)  # the state of a parameter that is not on the mani
 P, GRADIENT = 0, 1  # where parameter and gradient stand among the tensors of a kernel, before its state
 
 
-@dataclass(frozen=True)
 class _Kernel:
     """One parameter, its gradient and state, as rows: (k, O, n) for k groups of O filters of n weights.
 
     Within a row the order of weights is that of the parameter's memory: no formula depends on it, and a channels_last
-    kernel is a view then. Without penalty a row knows no other, so O is 1.
+    kernel is a view then. Without penalty a row knows no other, so O is 1. ``age`` is the number of its steps.
     """
 
-    tensors: list[Tensor]
-    order: tuple[int, ...] | None
-    shape: tuple[int, int, int]
-    age: float
-
-    @classmethod
-    def of(cls, parameter: Tensor, state: dict[str, Tensor], group: Group, buffers: tuple[str, ...]) -> _Kernel:
-        """Take ``buffers`` of ``state``; a "step" in it is counted on, and its number is the age."""
-        age = 0.0
-        if "step" in state:
-            state["step"] += 1
-            age = float(state["step"])
-        assert parameter.grad is not None
-        tensors = [parameter, parameter.grad, *(state[name] for name in buffers)]
-        order = None if parameter.is_contiguous() else _memory_order(parameter)
-        outputs = parameter.shape[0] // group["groups"] if group["omega"] else 1
-        blocks = group["groups"] if group["omega"] else parameter.shape[0]
-        return cls(tensors, order, (blocks, outputs, math.prod(parameter.shape[1:])), age)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What kernels that are stepped as one have in common."""
-        return (*self.shape[1:], self.age, self.tensors[P].dtype, self.tensors[P].device)
+    def __init__(self, tensors: tuple[Tensor, ...], age: float, group: Group) -> None:
+        parameter = tensors[P]
+        filters, *weights = parameter.shape
+        blocks = group["groups"] if group["omega"] else filters
+        self.tensors, self.age = tensors, age
+        self.shape = (blocks, filters // blocks if blocks else 1, math.prod(weights))
+        self.order = None if parameter.is_contiguous() else _memory_order(parameter)
+        # What kernels that are stepped as one have in common.
+        self.key = (*self.shape[1:], age, parameter.dtype, parameter.device)
 
     def laid(self, i: int) -> Tensor:
         """Tensor ``i`` with its axes in the order of the parameter's memory; one number per filter as it is."""
         tensor = self.tensors[i]
-        return tensor if tensor.dim() == 1 or self.order is None else tensor.permute(self.order)
-
-    def rows(self, i: int) -> Tensor:
-        """Tensor ``i`` as rows, a view if `direct`, else a copy; half precision as float32."""
-        tensor = self.laid(i)
-        wide = tensor.float() if tensor.dtype in HALF else tensor
-        return wide.contiguous().view(*self.shape[:2], 1 if tensor.dim() == 1 else self.shape[2])
-
-    def direct(self, i: int) -> bool:
-        """Whether writing into `rows` is writing into tensor ``i``."""
-        return self.tensors[i].dtype not in HALF and self.laid(i).is_contiguous()
-
-    def store(self, i: int, rows: Tensor) -> None:
-        """Write ``rows`` into tensor ``i``."""
-        laid = self.laid(i)
-        laid.copy_(rows.view(laid.shape))
+        return tensor if self.order is None or tensor.dim() == 1 else tensor.permute(self.order)
 
 
 def _memory_order(parameter: Tensor) -> tuple[int, ...]:
@@ -212,16 +195,21 @@ def _memory_order(parameter: Tensor) -> tuple[int, ...]:
 
 
 def _join(kernels: list[_Kernel], i: int) -> Tensor:
-    return kernels[0].rows(i) if len(kernels) == 1 else torch.cat([kernel.rows(i) for kernel in kernels])
+    """Tensor ``i`` of all ``kernels`` as rows; of one kernel a view if possible. Half precision as float32."""
+    laid = [kernel.laid(i) for kernel in kernels]
+    tensor: Tensor = laid[0].contiguous() if len(laid) == 1 else flatten_dense_tensors(laid)
+    wide = tensor.float() if tensor.dtype in HALF else tensor
+    _, outputs, weights = kernels[0].shape
+    return wide.view(sum(kernel.shape[0] for kernel in kernels), outputs, 1 if laid[0].dim() == 1 else weights)
 
 
 def _restore(kernels: list[_Kernel], i: int, rows: Tensor) -> None:
     """Write what became of tensor ``i`` of all ``kernels`` back, where it is not the tensor itself."""
-    if len(kernels) == 1 and kernels[0].direct(i):
-        return
-    parts = torch.split(rows, [kernel.shape[0] for kernel in kernels])
-    for kernel, part in zip(kernels, parts, strict=True):
-        kernel.store(i, part)
+    laid = [kernel.laid(i) for kernel in kernels]
+    if len(laid) > 1:
+        torch._foreach_copy_(laid, list(unflatten_dense_tensors(rows.view(-1), laid)))
+    elif laid[0].data_ptr() != rows.data_ptr():
+        laid[0].copy_(rows.view(laid[0].shape))
 
 
 def _without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -247,6 +235,12 @@ def _batches(kernels: list[_Kernel], foreach: bool | None) -> list[list[_Kernel]
             batches.append([kernel])
             sizes.append(size)
     return batches
+
+
+def _suits_kernel(w: Tensor, g: Tensor, v: Tensor) -> bool:
+    """Whether torch's kernel of SGD may take the step of ``w``: it goes by addresses, whatever the strides."""
+    alike = w.dtype == g.dtype == v.dtype and w.dtype not in HALF
+    return alike and w.device.type in FUSED and all(map(Tensor.is_contiguous, (w, g, v)))
 
 
 def _start_plain(parameter: Tensor) -> dict[str, Tensor]:

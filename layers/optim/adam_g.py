@@ -100,11 +100,13 @@ card = Card(
     executed=Flops(
         "(22 + (1 + 4*O/groups if omega and O > groups else 0) + (1 if beta1 else 0) + maximize)*E"
         " + (13 + (3 if grad_clip else 0))*O + 1"
-        " if manifold else (2 + (4 if momentum else 0) + (2 if weight_decay else 0) + maximize)*E",
+        " if manifold else (2 + ((5 if foreach is None else 4) if momentum else 0) + (2 if weight_decay else 0)"
+        " + maximize)*E",
         "0",
     ),
     explained="Of the penalty only what is not along a row is added, by the matrix product itself; clipping and 1 − β₁ "
-    "are one factor per row; d is never formed, the row turns by a number along m.",
+    "are one factor per row; d is never formed, the row turns by a number along m. Torch's kernel of SGD, which "
+    "takes groups with manifold=False, multiplies gradients by 1.",
     stated="manifold or not foreach",
     traffic=Flops("5*E*B + 2*O*B if manifold else 5*E*B", "0"),
     identities=(

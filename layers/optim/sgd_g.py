@@ -76,11 +76,13 @@ card = Card(
     ),
     executed=Flops(
         "(22 + (1 + 4*O/groups if omega and O > groups else 0) + maximize)*E + (5 + (3 if grad_clip else 0))*O"
-        " if manifold else (2 + (4 if momentum else 0) + (2 if weight_decay else 0) + maximize)*E",
+        " if manifold else (2 + ((5 if foreach is None else 4) if momentum else 0) + (2 if weight_decay else 0)"
+        " + maximize)*E",
         "0",
     ),
     explained="Of the penalty only what is not along a row is added, by the matrix product itself; ‖h‖ is taken "
-    "without clipping too; clipping and η are one factor per row.",
+    "without clipping too; clipping and η are one factor per row. Torch's kernel of SGD, "
+    "which takes groups with manifold=False, multiplies gradients by 1.",
     stated="manifold or not foreach",
     traffic=Flops("5*E*B", "0"),
     identities=(

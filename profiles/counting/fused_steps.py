@@ -22,8 +22,9 @@ def _adam(decay: int) -> Callable[[Args, Mapping[str, Any], Any], int]:
 
 
 def _sgd(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-    """SGD with momentum: v (3) and the step along it (2), and 2 for a weight decay; of Nesterov's step 2 more."""
-    per_number = 5 + (2 if kwargs["weight_decay"] else 0) + (2 if kwargs["nesterov"] else 0) + bool(kwargs["maximize"])
+    """SGD: the step (2), v (3) where there is momentum, 2 more of Nesterov's step, and 2 for a weight decay."""
+    momentum = (5 if kwargs["nesterov"] else 3) if kwargs["momentum"] else 0
+    per_number = 2 + momentum + (2 if kwargs["weight_decay"] else 0) + bool(kwargs["maximize"])
     return per_number * sum(int(parameter.numel()) for parameter in args[0])
 
 
