@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -139,6 +140,28 @@ class CheckedOptimizer(Optimizer):
     def _step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         """Move ``params`` by ``grads`` and update their ``states``, in place."""
         raise NotImplementedError
+
+
+def share_layout(tensors: Tensors) -> bool:
+    """Whether the same place in memory of each of ``tensors``, of one shape, is the same number, and no place is none.
+
+    A kernel may then go by addresses, as torch's fused ones do.
+    """
+    if all(map(Tensor.is_contiguous, tensors)):
+        return True
+    strides = tensors[0].stride()
+    return all(tensor.stride() == strides for tensor in tensors) and _is_dense(tensors[0].shape, strides)
+
+
+@lru_cache
+def _is_dense(shape: torch.Size, strides: tuple[int, ...]) -> bool:
+    """Whether numbers fill a piece of memory, in whatever order of axes."""
+    length = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1 and stride != length:
+            return False
+        length *= size
+    return True
 
 
 def add_(tensors: Tensors, value: float) -> None:

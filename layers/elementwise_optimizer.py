@@ -32,7 +32,17 @@ import torch
 from torch import Tensor
 
 from layers.card import SAME
-from layers.checked_optimizer import HALF, CheckedOptimizer, Group, Params, State, add_, excludes, multiply_
+from layers.checked_optimizer import (
+    HALF,
+    CheckedOptimizer,
+    Group,
+    Params,
+    State,
+    add_,
+    excludes,
+    multiply_,
+    share_layout,
+)
 
 # Bytes of parameters for each core. A step also reads gradient and moments and makes a result, 5 MiB in all: on cores
 # with 2 MiB of second-level cache and 16 of the third, 2**17 takes 1.5 times as long, 2**19 1.06 times, 2**21 the same.
@@ -84,11 +94,11 @@ class ElementwiseOptimizer(CheckedOptimizer):
 
 
 def _in_one_layout(row: Row, copies: list[tuple[Tensor, Tensor]]) -> Row:
-    """The tensors of ``row`` one number after the other, in the order of the parameter's memory.
+    """The tensors of ``row``, the numbers of each in the order of the parameter's memory, or of its axes.
 
     What is not in that order is copied; of all but the gradient (tensor, copy) is added to ``copies``, to write back.
     """
-    if all(map(Tensor.is_contiguous, row)):
+    if share_layout(row):
         return row
     strides = row[P].stride()
     order = sorted(range(len(strides)), key=lambda axis: -strides[axis])
@@ -122,7 +132,12 @@ def _pieces(rows: list[Row], most: int) -> Iterator[Row]:
         if row[P].numel() <= most:
             yield row
         else:
-            yield from map(list, zip(*(torch.split(tensor.view(-1), most) for tensor in row), strict=True))
+            yield from map(list, zip(*(torch.split(_flat(tensor), most) for tensor in row), strict=True))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor without gaps, as they lie in memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def _longest(p: Tensor) -> int:

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
 from layers.card import Card, OptionError
-from layers.checked_optimizer import FUSED, HALF, add_
+from layers.checked_optimizer import FUSED, HALF, add_, share_layout
 from layers.grassmann import lengths, refuse_zero_rows, rotate_, tangent
 
 # How many bytes of weights are worth joining: copying more takes longer on the CPU than the calls that are saved.
@@ -238,9 +238,9 @@ def _batches(kernels: list[_Kernel], foreach: bool | None) -> list[list[_Kernel]
 
 
 def _suits_kernel(w: Tensor, g: Tensor, v: Tensor) -> bool:
-    """Whether torch's kernel of SGD may take the step of ``w``: it goes by addresses, whatever the strides."""
+    """Whether torch's kernel of SGD may take the step of ``w``."""
     alike = w.dtype == g.dtype == v.dtype and w.dtype not in HALF
-    return alike and w.device.type in FUSED and all(map(Tensor.is_contiguous, (w, g, v)))
+    return alike and w.device.type in FUSED and share_layout((w, g, v))
 
 
 def _start_plain(parameter: Tensor) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layers.checked_optimizer import FUSED, HALF, Group, State, add_
+from layers.checked_optimizer import FUSED, HALF, Group, State, add_, share_layout
 
 
 def rates(group: Group, params: list[Tensor], grads: list[Tensor]) -> list[float]:
@@ -96,7 +96,7 @@ def _suits_kernel(row: tuple[Tensor, Tensor, Tensor], share: float) -> bool:
     It crosses memory once. A share of 2⁻²⁸ is 1 − (1 − share) to within a quarter of the last digit of float32.
     """
     w, g, _ = row
-    alike = w.dtype == g.dtype == torch.float32 and all(map(Tensor.is_contiguous, row))
+    alike = w.dtype == g.dtype == torch.float32 and share_layout(row)
     return alike and w.device.type in FUSED and share >= 2**-28
 
 

@@ -174,11 +174,12 @@ def test_a_saved_optimizer_of_half_precision_continues_bit_for_bit(optimizer, fo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("form", [{"fused": False}, {"fused": False, "foreach": False}, {"normalized": False}], ids=str)
 def test_long_parameters_are_stepped_in_slices_alike(optimizer, form, dtype, monkeypatch):
-    """Also those that are no whole number of slices, beside short ones that share a slice."""
+    """Also those that are no whole number of slices, or channels_last, beside short ones that share a slice."""
     results = []
     for length in (1 << 30, 64):
         monkeypatch.setattr(layers.elementwise_optimizer, "SLICE", length)
-        params = weights(dtype, shapes=((7, 11), (3,), (2,), (0, 3), (), (5, 5), (16,)))
+        params = weights(dtype, shapes=((7, 11), (3,), (2,), (0, 3), (), (5, 5), (16,), (3, 5, 4, 2)))
+        params[-1] = params[-1].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
         results.append(run(optimizer(params, **form), params, 3))
     assert_equal(*results)
 

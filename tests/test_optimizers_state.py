@@ -167,6 +167,23 @@ def test_the_layout_in_memory_is_kept_and_does_not_matter(case: Case, shape, lay
 
 
 @pytest.mark.parametrize("case", cases())
+def test_the_layout_does_not_matter_to_the_kernels_of_single_precision(case: Case):
+    """They go by addresses, so that a gradient of other strides than its parameter would be taken for another."""
+    wanted = weights(torch.float32, shapes=((6, 4, 3, 2),))
+    expected = run(case.make(wanted), wanted)
+    for layout in LAYOUTS.values():
+        for other in LAYOUTS.values():
+            (plain,) = weights(torch.float32, shapes=((6, 4, 3, 2),))
+            parameter = layout(plain.detach()).requires_grad_()
+            optimizer = case.make([parameter])
+            for step in range(3):
+                parameter.grad = None
+                parameter.grad = other(gradient(parameter, 0, step))
+                optimizer.step()
+            assert_equal([parameter], expected, 1e-5)
+
+
+@pytest.mark.parametrize("case", cases())
 def test_the_order_of_parameters_does_not_matter(case: Case):
     params, other = weights(), weights()
     forward, backward = case.make(params), case.make(other[::-1])
