@@ -7,7 +7,7 @@ with ``manifold=False`` are trained by Nesterov SGD, torch's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -169,23 +169,21 @@ class _Kernel:
     """One parameter, its gradient and state, as rows: (k, O, n) for k groups of O filters of n weights.
 
     Within a row the order of weights is that of the parameter's memory: no formula depends on it, and a channels_last
-    kernel is a view then. Without penalty a row knows no other, so O is 1. ``age`` is the number of its steps.
+    kernel is a view then. Without penalty a row knows no other, so O is 1. ``age`` is the number of its steps, and
+    ``tensors`` are parameter, gradient and state with their axes in that order, those of one number per filter as is.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...], age: float, group: Group) -> None:
         parameter = tensors[P]
         filters, *weights = parameter.shape
         blocks = group["groups"] if group["omega"] else filters
-        self.tensors, self.age = tensors, age
-        self.shape = (blocks, filters // blocks if blocks else 1, math.prod(weights))
-        self.order = None if parameter.is_contiguous() else _memory_order(parameter)
+        self.shape, self.age = (blocks, filters // blocks if blocks else 1, math.prod(weights)), age
+        self.tensors: Sequence[Tensor] = tensors
+        if not parameter.is_contiguous():
+            order = _memory_order(parameter)
+            self.tensors = [tensor if tensor.dim() == 1 else tensor.permute(order) for tensor in tensors]
         # What kernels that are stepped as one have in common.
         self.key = (*self.shape[1:], age, parameter.dtype, parameter.device)
-
-    def laid(self, i: int) -> Tensor:
-        """Tensor ``i`` with its axes in the order of the parameter's memory; one number per filter as it is."""
-        tensor = self.tensors[i]
-        return tensor if self.order is None or tensor.dim() == 1 else tensor.permute(self.order)
 
 
 def _memory_order(parameter: Tensor) -> tuple[int, ...]:
@@ -196,7 +194,7 @@ def _memory_order(parameter: Tensor) -> tuple[int, ...]:
 
 def _join(kernels: list[_Kernel], i: int) -> Tensor:
     """Tensor ``i`` of all ``kernels`` as rows; of one kernel a view if possible. Half precision as float32."""
-    laid = [kernel.laid(i) for kernel in kernels]
+    laid = [kernel.tensors[i] for kernel in kernels]
     tensor: Tensor = laid[0].contiguous() if len(laid) == 1 else flatten_dense_tensors(laid)
     wide = tensor.float() if tensor.dtype in HALF else tensor
     _, outputs, weights = kernels[0].shape
@@ -205,7 +203,7 @@ def _join(kernels: list[_Kernel], i: int) -> Tensor:
 
 def _restore(kernels: list[_Kernel], i: int, rows: Tensor) -> None:
     """Write what became of tensor ``i`` of all ``kernels`` back, where it is not the tensor itself."""
-    laid = [kernel.laid(i) for kernel in kernels]
+    laid = [kernel.tensors[i] for kernel in kernels]
     if len(laid) > 1:
         torch._foreach_copy_(laid, list(unflatten_dense_tensors(rows.view(-1), laid)))
     elif laid[0].data_ptr() != rows.data_ptr():
