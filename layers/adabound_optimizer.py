@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layers.checked_optimizer import number
+from layers.adam_kernel import adam_
+from layers.checked_optimizer import FUSED, number
 from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Params, Tensors, add_, multiply_
 
 
@@ -71,11 +72,14 @@ class AdaBoundOptimizer(ElementwiseOptimizer):
     def _update(self, group: Group, t: int, p: Tensors, g: Tensors, *state: Tensors) -> None:
         m, v, *greatest = state
         step = float(group["lr"]) * correction(group, t)
-        torch._foreach_lerp_(m, g, 1 - group["beta1"])
-        multiply_(v, group["beta2"])
-        torch._foreach_addcmul_(v, g, g, 1 - group["beta2"])
-        for most in greatest:
-            torch._foreach_maximum_(most, v)
+        if p[0].device.type in FUSED:  # of the step of 0 only m, v and v̂ are wanted
+            adam_(p, g, m, v, *greatest, lr=0.0, beta1=group["beta1"], beta2=group["beta2"], eps=1.0)
+        else:
+            torch._foreach_lerp_(m, g, 1 - group["beta1"])
+            multiply_(v, group["beta2"])
+            torch._foreach_addcmul_(v, g, g, 1 - group["beta2"])
+            for most in greatest:
+                torch._foreach_maximum_(most, v)
         root = torch._foreach_sqrt(greatest[0] if greatest else v)
         if group["eps"]:
             add_(root, group["eps"])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layers.adam_kernel import adam_
 from layers.card import OptionError
 from layers.checked_optimizer import FUSED
 from layers.elementwise_optimizer import ElementwiseOptimizer, Group, Tensors, add_, multiply_
@@ -63,13 +64,11 @@ class AdaXOptimizer(ElementwiseOptimizer):
         if not (group["fused"] and group["normalized"] and p[0].device.type in FUSED):
             return False
         m, v = state
-        kernel: Any = torch._fused_adam_ if self.coupled else torch._fused_adamw_
-        never = [torch.full((), math.inf, dtype=torch.float32, device=p[0].device)] * len(p)  # 1 − βᵗ = 1
-        beta2 = min(1 - newest(group["beta2"], t), 1 - EPSILON)  # of 1 itself it would be 0, and so the step
-        kernel(
-            p, g, m, v, [], never, lr=float(group["lr"]), beta1=group["beta1"], beta2=beta2,
-            weight_decay=group["weight_decay"], eps=relative(group["eps"], group["beta2"], t, p[0].dtype),
-            amsgrad=False, maximize=group["maximize"],
+        adam_(
+            p, g, m, v, lr=float(group["lr"]), beta1=group["beta1"],
+            beta2=min(1 - newest(group["beta2"], t), 1 - EPSILON),  # of 1 itself 1 − β₂ᵗ would be 0, and so the step
+            eps=relative(group["eps"], group["beta2"], t, p[0].dtype), weight_decay=group["weight_decay"],
+            decoupled=not self.coupled, maximize=group["maximize"],
         )  # fmt: skip
         return True
 

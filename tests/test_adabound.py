@@ -7,6 +7,7 @@ import pytest
 import torch
 from stepping import assert_equal, attempt, run, weights
 
+from layers import adabound_optimizer
 from layers.card import OptionError
 from layers.optim.adabound import AdaBound
 from layers.optim.amsbound import AMSBound
@@ -53,6 +54,20 @@ def scheduled(optimizer, params, steps, first=0, scheduler=None):
         run(optimizer, params, 1, step)
         scheduler.step()
     return [parameter.detach().clone() for parameter in params]
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_moments_are_the_same_where_there_is_no_kernel_of_adam(optimizer, dtype, monkeypatch):
+    params, other = weights(dtype), weights(dtype)
+    ours = optimizer(params, weight_decay=0.1)
+    found = run(ours, params, 5)
+    monkeypatch.setattr(adabound_optimizer, "FUSED", ())
+    plain = optimizer(other, weight_decay=0.1)
+    within = 4 * torch.finfo(dtype).eps
+    assert_equal(found, run(plain, other, 5), within)
+    for p, q in zip(params, other, strict=True):
+        assert_equal(ours.state[p].values(), plain.state[q].values(), within)
 
 
 @BOTH

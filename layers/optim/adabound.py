@@ -50,8 +50,9 @@ card = Card(
         Stat("exp_avg_sq", ("*",), help="v"),
     ),
     flops=Flops("(14 + ((1 if decoupled else 2) if weight_decay else 0))*E", "0"),
-    executed=Flops("(13 + (eps > 0) + ((1 if decoupled else 2) if weight_decay else 0) + maximize)*E + 1", "0"),
-    explained="The denominator is clamped in place of the quotient.",
+    executed=Flops("(19 + (eps > 0) + ((1 if decoupled else 2) if weight_decay else 0) + maximize)*E + 1", "0"),
+    explained="The denominator is clamped in place of the quotient. The moments are made by Adam's kernel in one sweep "
+    "of memory, with 6 operations for a step of 0.",
     traffic=Flops("7*E*B", "0"),
     identities=ADABOUND_IDENTITIES,
     races=(

@@ -12,11 +12,11 @@ ADAM = 13
 
 
 def _adam(decay: int) -> Callable[[Args, Mapping[str, Any], Any], int]:
-    """Adam's step, with ``decay`` operations for a weight decay, one for maximize."""
+    """Adam's step, with ``decay`` operations for a weight decay, one for maximize and one for the greatest v."""
 
     def formula(args: Args, kwargs: Mapping[str, Any], out: Any) -> int:
-        per_number: int = ADAM + (decay if kwargs["weight_decay"] else 0) + bool(kwargs["maximize"])
-        return per_number * sum(int(parameter.numel()) for parameter in args[0])
+        more: int = (decay if kwargs["weight_decay"] else 0) + bool(kwargs["maximize"]) + bool(kwargs["amsgrad"])
+        return (ADAM + more) * sum(int(parameter.numel()) for parameter in args[0])
 
     return formula
 
