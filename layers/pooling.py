@@ -100,6 +100,32 @@ def positive(x: Tensor) -> Tensor:
     return F.threshold(x, 0.0, 0.0)
 
 
+def strips(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means of the rows (N, C, H, 1) and the columns (N, C, 1, W) of ``x``, in float32 or wider.
+
+    Channels last they are summed as what they are in memory, (N, H, W, C), or torch would go number by number. Sums
+    are divided, since the backward of a mean fills a whole map.
+    """
+    last, wide = is_last(x), wide_dtype(x.dtype)
+    y = x.permute(0, 2, 3, 1) if last else x
+    found = (y.sum(axis - last, keepdim=True, dtype=wide) / x.shape[axis] for axis in (3, 2))
+    rows, columns = (strip.permute(0, 3, 1, 2) if last else strip for strip in found)
+    return rows, columns
+
+
+def crossed(rows: Tensor, columns: Tensor, relu: bool = True) -> Tensor:
+    """Return the map (N, C, H, W) of sums of ``rows`` (N, C, H, 1) and ``columns`` (N, C, 1, W), laid out as they.
+
+    With ``relu`` of positive sums, and 0 elsewhere. Its backward sums channels last as `strips` does.
+    """
+    last = is_last(rows)
+    if last:
+        rows, columns = rows.permute(0, 2, 3, 1), columns.permute(0, 2, 3, 1)
+    u = rows + columns
+    u = u.relu_() if relu else u  # before it is turned: in place on a view costs a copy
+    return u.permute(0, 3, 1, 2) if last else u
+
+
 def enlarged(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     """Return ``x`` interpolated bilinearly to ``size``; a single pixel is expanded, which is the same, uncopied."""
     if x.shape[2:] == (1, 1):

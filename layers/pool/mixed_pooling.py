@@ -20,7 +20,7 @@ from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.convolution import options_among
 from layers.moments import widened
 from layers.observe import observe
-from layers.pooling import ConvNorm, Pooling, enlarged, like, mean_bins, positive
+from layers.pooling import ConvNorm, Pooling, crossed, enlarged, like, mean_bins, positive, strips
 from layers.shared import ALIGN_CORNERS, EPS, POOLED_POSITIONS
 
 card = Card(
@@ -121,12 +121,13 @@ card = Card(
     ),
     executed=Flops(
         "products + windows + (33*maps + norms if train else 42*maps + grids + strips + 65*q + 67*q*q)",
-        "2*products + windows + (41*maps + grids - strips + norms_back if train "
-        "else 26*q + 50*maps + 2*grids + 201*q*q)",
+        "2*products + windows + (39*maps + grids + norms_back if train "
+        "else 26*q + 48*maps + 2*grids + strips + 201*q*q)",
     ),
-    explained="In evaluation the batch norms "
-    "are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; strips "
-    "are not interpolated. fvcore counts convolutions, by one per multiply-add, and what its handles know of the rest.",
+    explained="Means of strips are sums, divided, and gradients are divided before they are spread. In evaluation the "
+    "batch norms are folded into the convolutions before them. An interpolated number takes 7 operations, 8 backward; "
+    "strips are not interpolated. fvcore counts convolutions, by one per multiply-add, and what its handles know of "
+    "the rest.",
     saved="104*q + (100*maps + 8*grids + 8*strips if train else 64*maps + 4*grids + 4*strips + 268*q*q)",
     stated="H > 1 and W > 1 and p1 > 1 and p2 > 1",
     ranks=(4,),
@@ -214,10 +215,9 @@ class MixedPooling(Pooling):
         return y.relu_()
 
     def _strips(self, x: Tensor) -> Tensor:
-        rows, columns = x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+        rows, columns = strips(x)
         observe(rows=rows, columns=columns)
-        y: Tensor = self.rows(rows) + self.columns(columns)
-        return y.relu_()
+        return crossed(self.rows(rows), self.columns(columns))
 
 
 def residual(layer: MixedPooling, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.convolution import options_among
-from layers.moments import wide_dtype
 from layers.observe import observe
-from layers.pooling import ConvNorm, Pooling, convolve, like
+from layers.pooling import ConvNorm, Pooling, convolve, crossed, like, strips
 from layers.shared import EPS, POOLED_POSITIONS
 
 card = Card(
@@ -89,11 +88,12 @@ card = Card(
     ),
     executed=Flops(
         "both + (batch_norm(N, O, H) + batch_norm(N, O, W) if train else strips + 6*C*O + 10*O)",
-        "back + (batch_norm_backward(N, O, H) + batch_norm_backward(N, O, W) - strips - O if train else 18*C*O + 3*O)",
+        "back - 2*E + N*C*(H + W) + "
+        "(batch_norm_backward(N, O, H) + batch_norm_backward(N, O, W) - strips - O if train else 18*C*O + 3*O)",
     ),
-    explained="In evaluation the batch norms "
-    "are folded into the convolutions before them. fvcore counts convolutions, by one per multiply-add, and what "
-    "its handles know of the rest.",
+    explained="Means of strips are sums, divided, and gradients are divided before they are spread. In evaluation the "
+    "batch norms are folded into the convolutions before them. fvcore counts convolutions, by one per multiply-add, "
+    "and what its handles know of the rest.",
     saved="8*N*O*S + (4*E if returns == 'product' else 0) + 4*N*C*(H + W)"
     " + (4*strips + 16*O if train else 24*C*O + 16*O)",
     stated="H > 1 and W > 1",
@@ -180,11 +180,10 @@ class StripPooling(Pooling):
         self.check_input(x)
         self.refuse_single_values(x.shape[0] * x.shape[2], "the means of the rows")
         self.refuse_single_values(x.shape[0] * x.shape[3], "the means of the columns")
-        wide = wide_dtype(x.dtype)
-        rows, columns = x.mean(3, keepdim=True, dtype=wide), x.mean(2, keepdim=True, dtype=wide)
+        rows, columns = strips(x)
         observe(rows=rows, columns=columns)
-        u = self.rows(rows) + self.columns(columns)
-        gate = convolve(self.fuse, u.relu_() if self.relu else u).sigmoid_()
+        u = crossed(self.rows(rows), self.columns(columns), self.relu)
+        gate = convolve(self.fuse, u).sigmoid_()
         # The backward of σ needs its output, which what follows this module may overwrite.
         return like(x * gate if self.returns == "product" else gate.clone(), x)
 
