@@ -177,8 +177,12 @@ class PyramidPooling(Pooling):
         if 1 in self._grids:
             self.refuse_single_values(x.shape[0], "a grid of one bin")
         size = (x.shape[2], x.shape[3])
-        context = [grid(pooled).relu_() for grid, pooled in zip(self.grids, means(x, self._grids), strict=True)]
-        return like(torch.cat([x, *(like(enlarged(z, size, self.align_corners), x) for z in context)], 1), x)
+        # A grid to its end before the next: else torch.compile interpolates them all at once, number by number.
+        maps = [
+            like(enlarged(grid(pooled).relu_(), size, self.align_corners), x)
+            for grid, pooled in zip(self.grids, means(x, self._grids), strict=True)
+        ]
+        return like(torch.cat([x, *maps], 1), x)
 
 
 def beside(layer: PyramidPooling, x: Tensor) -> tuple[Tensor, Tensor]:
