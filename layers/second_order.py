@@ -23,6 +23,8 @@ from layers.moments import widened
 from layers.option import OptionValue
 from layers.weight_functions import full_precision
 
+SHORTEST = 2.0**-40  # about 1e-12, the length that a shorter row counts as: its square has exactly that root
+
 
 class SecondOrder(Layer):
     """A pooling of (N, C, *positions), of the ranks on its card and at least ``least`` positions, to (N, D)."""
@@ -126,7 +128,7 @@ class _Gram(torch.autograd.Function):
                 products.append(torch.bmm(rows, rows.mT))
             centers.append(center)
         product = joined(products)
-        return product / x.shape[2] if mean else product, joined(centers)
+        return product.div_(x.shape[2]) if mean else product, joined(centers)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -138,7 +140,7 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         g = grads[0] + grads[0].mT
-        g = g / x.shape[2] if ctx.mean else g
+        g = g.div_(x.shape[2]) if ctx.mean else g
         found = []
         for part in _parts(x, ctx.centre):
             rows = _centred(widened(x[part]))[0] if ctx.centre else widened(x[part])
@@ -188,9 +190,9 @@ class _SignedRoot(torch.autograd.Function):
 
     @staticmethod
     def forward(g: Tensor, eps: float | Tensor) -> Tensor:
-        size = g.abs()
-        size = size + eps if isinstance(eps, Tensor) or eps else size
-        return size.sqrt() * g.sign()
+        size = g.abs()  # in place from here on: a new matrix costs more than what is computed into it
+        size = size.add_(eps) if isinstance(eps, Tensor) or eps else size
+        return g.sign().mul_(size.sqrt_())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -199,8 +201,45 @@ class _SignedRoot(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
-        slope = 2 * z.abs().masked_fill(z == 0, math.inf)
-        return grads[0] / slope, None
+        slope = z.abs().mul_(2)
+        return grads[0] / slope.masked_fill_(slope == 0, math.inf), None
+
+
+def of_unit_length(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows of ``z`` (N, D), each divided by its length, and the lengths (N, 1), at least `SHORTEST`.
+
+    Keeps ``z`` and the lengths for the backward; differentiable as often as wanted, through the first, at 0 too, where
+    that of torch.nn.functional.normalize is NaN the second time.
+    """
+    made: tuple[Tensor, Tensor] = applied(_UnitLength, z)
+    return made
+
+
+def _length(z: Tensor) -> Tensor:
+    return z.square().sum(1, keepdim=True).clamp_min(SHORTEST**2).sqrt()
+
+
+class _UnitLength(torch.autograd.Function):
+    """With y = z/l the gradient is ∂L/∂z = (g − y Σ g y)/l, or g/l where l is constant, at its least."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor) -> tuple[Tensor, Tensor]:
+        length = _length(z)
+        return z / length, length
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        g, (z, length) = grads[0], ctx.saved_tensors
+        along = (g * z).sum(1, keepdim=True).masked_fill(length <= SHORTEST, 0.0)
+        length = _length(z) if torch.is_grad_enabled() else length  # which then is derived again
+        return torch.addcmul(g, z, along / -length.square()).div_(length)
 
 
 def sketched(product: Tensor, hashes: Tensor, signs: Tensor, length: int) -> Tensor:

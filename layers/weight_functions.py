@@ -28,6 +28,6 @@ def check(card: Card, weight: Tensor, options: Mapping[str, OptionValue]) -> Non
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
     """Return a context in which autocast leaves products of matrices on the device of ``tensor`` as they are."""
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)

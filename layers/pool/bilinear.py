@@ -20,7 +20,17 @@ from layers.card import Card, Claim, Flops, Identity, Option, OptionError, Paper
 from layers.covariance_proofs import unordered
 from layers.moments import widened
 from layers.observe import observe
-from layers.second_order import SecondOrder, covariance, gram, matrices, signed_root, sketched, triangle, weights
+from layers.second_order import (
+    SecondOrder,
+    covariance,
+    gram,
+    matrices,
+    of_unit_length,
+    signed_root,
+    sketched,
+    triangle,
+    weights,
+)
 from layers.weight_functions import full_precision
 
 card = Card(
@@ -92,13 +102,13 @@ card = Card(
     executed=Flops(
         "2*E*C + mean + (4 + (eps > 0))*N*D + (3*N*D + N if l2 else 0) + (N*D + D*(eps > 0) if vec == 'triu' else 0) + "
         "(0 if sketch is None else 2*N*C*C + C*C)",
-        "2*E*C + mean + N*C*C + 4*N*D + (10*N*D + 2*N if l2 else 0) + (N*D if vec == 'triu' else 0) + "
+        "2*E*C + mean + N*C*C + 4*N*D + (5*N*D + 3*N if l2 else 0) + (N*D if vec == 'triu' else 0) + "
         "(0 if sketch is None else N*C*C + C*C)",
     ),
     explained="The gradient of X Xᵀ is two products by definition; here the upstream gradient is symmetrized, N·C² "
     "additions, and meets X once. fvcore counts the "
     "product, by one per multiply-add, and what its handles know of the rest.",
-    saved="B*E + 4*N*D + (8*N if l2 else 0)",
+    saved="B*E + 4*N*D + (4*N if l2 else 0)",
     traffic=Flops("B*(E + N*D)", "B*(2*E + N*D)"),
     output=("N", "D"),
     claims=(
@@ -146,7 +156,7 @@ class BilinearPool(SecondOrder):
     """Bilinear pooling (N, C, *positions) → (N, D), D = C², C(C + 1)/2 with vec triu, or d with a sketch.
 
     Args: ``channels`` C; ``pool`` mean or sum; ``eps`` ≥ 0 inside the root; ``vec`` full or triu; ``l2`` to scale to
-    length 1 (a length below 1e-12 counts as 1e-12); ``sketch`` d. The output has the dtype of the input; products are
+    length 1 (a length below 2⁻⁴⁰ counts as that); ``sketch`` d. The output has the dtype of the input; products are
     summed in float32 or wider. No parameters. With a sketch the buffers ``hashes`` (2, C), integers below d, and
     ``signs`` (2, C), ±1, drawn by torch's generator when it is built and part of the state_dict.
     Raises OptionError for refused options and inputs without positions, ValueError for inputs that do not fit.
@@ -194,10 +204,8 @@ class BilinearPool(SecondOrder):
         rows, eps = self._rows(product)
         z = signed_root(rows, eps)
         if self.l2:
-            # Not vector_norm, whose second derivative at 0 is NaN.
-            norm = z.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt()
+            z, norm = of_unit_length(z)
             observe(norm=norm)
-            z = z / norm
         else:
             z = z.clone()  # the root keeps its output, and what follows may work in place
         observe(gram=product)
