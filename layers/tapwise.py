@@ -15,27 +15,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.gemm_convolution import GemmConvolution, Geometry
+from layers.moments import wide_dtype
 
 Layer = TypeVar("Layer", bound=GemmConvolution)
 Method = Callable[[Layer, Tensor, Tensor, Tensor | None, Geometry], Tensor]
 
 
 def in_float32(algorithm: Method[Layer]) -> Method[Layer]:
-    """Give ``algorithm`` half-precision arguments as float32, so that it rounds its result once and no partial sum."""
+    """Give ``algorithm`` half-precision arguments as float32, so that it rounds its result once and no partial sum.
+
+    Weights stay as they are: `tap_filters`, which copies them anyway, widens them.
+    """
 
     @wraps(algorithm)
     def widened(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        y = algorithm(layer, x.to(wide), weight.to(wide), None if bias is None else bias.to(wide), geometry)
+        wide = wide_dtype(x.dtype)
+        y = algorithm(layer, x.to(wide), weight, None if bias is None else bias.to(wide), geometry)
         return y.to(x.dtype)
 
     return widened
 
 
 def tap_filters(weight: Tensor, groups: int) -> Tensor:
-    """Return ``weight`` (O, C/G, KH, KW) as (G, KH, KW, O/G, C/G), each tap a matrix of its own; a copy if need be."""
+    """Return ``weight`` (O, C/G, KH, KW) as (G, KH, KW, O/G, C/G), float32 or wider, each tap a matrix of its own.
+
+    It is one copy, or none where the weight lies so.
+    """
     outputs, inputs, kh, kw = weight.shape
     taps = weight.reshape(groups, outputs // groups, inputs, kh, kw).permute(0, 3, 4, 1, 2)
+    taps = taps.to(wide_dtype(weight.dtype), memory_format=torch.contiguous_format)
     return taps.flatten().view(groups, kh, kw, outputs // groups, inputs)  # strides of axes of size 1 as well
 
 
