@@ -44,6 +44,14 @@ PRODUCT = (
     "The matrix of patches is built and read again, where torch's convolution (oneDNN) makes the product from the "
     "input at once; on this processor the bare product takes about as long as all of that convolution."
 )
+TAPS = (
+    "Half types are multiplied and added up in float32, for the output and for ∂L/∂x, where torch's convolution of half "
+    "types takes half the time of its own in float32."
+)
+PRODUCTS = (
+    "There is a product for every image or tap, which on tiny maps has few columns and reads its filters again, and "
+    f"the products are added up in passes of their own; torch's convolution (oneDNN) is one product. {TAPS}"
+)
 # Why a stone is slower somewhere, where its card does not say so.
 WHY = {
     "bn": f"{PYTHON} {HALVES} On channels_last the mean that torch's kernel "
@@ -70,15 +78,16 @@ WHY = {
         ("cen-conv", "scaled-ws", "weight-standardization"),
         "The filters' moments are taken in float32 or wider, centred, and their gradient in one pass of its own.",
     ),
-    "bilinear": "Half types are multiplied in float32 and rounded once. The length is a sum and a root that can be "
-    "differentiated twice at 0, where torch.nn.functional.normalize gives NaN.",
+    "bilinear": f"{PYTHON} Half types are multiplied in float32 and rounded once, where plain torch multiplies and "
+    "rounds at every step.",
     "spp": "Bins are pooled channels last, slice by slice; on tiny maps the backward, which adds to one element of "
     "each bin, is slower than torch's kernel. Forward and backward together are faster on contiguous data.",
-    "ppm": "Why the compiled forward takes longer was not looked into.",
+    "ppm": f"{PYTHON} On channels_last the statistics of every grid's norm are looked at. Compiled, those norms take "
+    "moments of planes and join them, some loops more than plain torch's.",
     **dict.fromkeys(
         ("mixed-pooling", "strip-pooling"),
-        "Half types are pooled and convolved in float32 and rounded once. Why channels_last takes longer was not "
-        "looked into.",
+        f"{PYTHON} Half types are pooled and convolved in float32 and rounded once, and torch's float32 convolution "
+        "takes twice as long as that of half types. On channels_last the statistics of every norm are looked at.",
     ),
     "normalized-conv": "On tiny maps centred filters and moments of windows, passes of their own, are most of the "
     "work; half types take their statistics in float32.",
@@ -89,7 +98,14 @@ WHY = {
     "meprop": "The forward is the plain product and a node of the graph of its own; the backward, which is the point, "
     "is faster.",
     "irevnet-squeeze": PYTHON,
-    **dict.fromkeys(("as-strided", "im2col", "im2row", "kn2col", "kn2row", "kn2row-aa", "mec"), PRODUCT),
+    **dict.fromkeys(
+        ("as-strided", "im2col", "im2row"),
+        f"{PRODUCT} In half types a batch that is lowered in several parts adds up ∂L/∂W in float32.",
+    ),
+    **dict.fromkeys(("kn2col", "kn2row", "kn2row-aa"), PRODUCTS),
+    "indirect-conv": f"torch cannot multiply what pointers point to: pixels are gathered into panels first. {TAPS}",
+    "mec": "Every row of the output is a product by itself, which reads all filters again: most of the time on tiny "
+    "maps. Backward goes tap by tap, and adds up ∂L/∂x of half types in float32.",
 }
 
 
