@@ -45,8 +45,8 @@ PRODUCT = (
     "input at once; on this processor the bare product takes about as long as all of that convolution."
 )
 TAPS = (
-    "Half types are multiplied and added up in float32, for the output and for ∂L/∂x, where torch's convolution of half "
-    "types takes half the time of its own in float32."
+    "Half types are multiplied and added up in float32, for the output and for ∂L/∂x, where torch's convolution of "
+    "half types takes half the time of its own in float32."
 )
 PRODUCTS = (
     "There is a product for every image or tap, which on tiny maps has few columns and reads its filters again, and "
