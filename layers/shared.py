@@ -51,8 +51,8 @@ FOLDED = (
 )
 
 LOOKED_AT = (
-    "Of maps of 2048 positions and more it is looked, 3 operations per statistic, whether a mean is far above the "
-    "spread: then the data are normalized again less their means, as sums of them would have few digits."
+    "look: on maps of 2048 positions and more 3 operations per statistic tell whether a mean is far above the spread; "
+    "then the data are normalized again less their means, since sums of them would keep few digits."
 )
 FOLDED_UNLESS_SMALL = (
     "Up to 2¹⁸ elements torch's kernels take the moments, apply them, and do the backward of the definition. Above, γ, "
