@@ -75,10 +75,10 @@ card = Card(
         "7*E + (18*N*C - 2*C if affine else 14*N*C) if track_running_stats and train"
         " else (11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
-    explained="Without running statistics torch's kernel does the definition. look: up to 2¹⁸ elements, on maps of 2048 "
-    "positions and more, 3 operations per statistic tell whether a mean is far above the spread; then the data are "
-    "normalized again less their means. With running statistics γ, β and the statistics are folded into one scale and "
-    "one shift per plane: 7 operations per element, forward and backward.",
+    explained="Without running statistics torch's kernel does the definition. look: up to 2¹⁸ elements, on maps of "
+    "2048 positions and more, 3 operations per statistic tell whether a mean is far above the spread; then the data "
+    "are normalized again less their means. With running statistics γ, β and the statistics are folded into one scale "
+    "and one shift per plane: 7 operations per element, forward and backward.",
     saved="B*E + ((20 if affine else 16)*N*C if track_running_stats else 8*N*C)",
     claims=(
         Claim(
