@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layers.moments import is_channels_last, needs_plain_operations, wide_dtype
+from layers.dimensions import is_small, is_tiny
+from layers.moments import is_channels_last, needs_plain_operations, planes_of, wide_dtype
 
 
 def center(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -15,7 +16,7 @@ def center(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
 
     ``shift`` (C,), of the dtype of the mean, or None. Both are differentiable as often as wanted; nothing is saved.
     """
-    if needs_plain_operations():
+    if needs_plain_operations() or is_tiny(x.numel()):
         mean = x.sum((0, *range(2, x.dim())), dtype=wide_dtype(x.dtype)) / max(1, x.numel() // x.shape[1])
         return shifted(x, -mean if shift is None else shift - mean), mean
     centred: tuple[Tensor, Tensor] = _Center.apply(x, shift)  # type: ignore[no-untyped-call]
@@ -53,5 +54,7 @@ def _centered(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     x = x if is_channels_last(x) else x.contiguous()
     rows = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
     mean = rows.sum(2, dtype=wide).sum(0).div_(max(1, x.numel() // x.shape[1]))
+    if x.dtype == wide and is_small(x.numel(), 2):
+        return x - planes_of(mean if shift is None else mean - shift, x), mean
     # Evaluation-mode batch normalization with unit variance and ε = 0: the one kernel that shifts any dtype.
     return torch.native_batch_norm(x, None, shift, mean, torch.ones_like(mean), False, 0.0, 0.0)[0], mean

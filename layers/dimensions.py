@@ -9,7 +9,7 @@ from typing import Any
 SIZES = ("N", "C", "H", "W", "S", "E", "B", "train", "nhwc")
 WEIGHT_SIZES = ("O", "I", "E", "B", "train", "nhwc")
 
-SMALL = 1 << 18  # elements
+SMALL, TINY = 1 << 18, 1 << 15  # elements
 
 
 def sizes(shape: Sequence[int], *, train: bool = True, itemsize: int = 4, nhwc: bool = False) -> dict[str, Any]:
@@ -86,6 +86,11 @@ def batch_norm_backward(samples: int, channels: int, positions: int) -> int:
 def is_small(elements: int, positions: int) -> bool:
     """Whether torch's kernel of batch normalization is fast on contiguous float32 maps of these sizes."""
     return positions <= 1 or elements <= SMALL
+
+
+def is_tiny(elements: int) -> bool:
+    """Whether a few plain operations on so many elements take less time than a custom Function around fewer."""
+    return elements <= TINY
 
 
 def divisors(number: int) -> list[int]:

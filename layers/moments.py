@@ -285,7 +285,7 @@ def as_laid_out(y: Tensor, x: Tensor) -> Tensor:
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of statistics: float32 for anything narrower, else the dtype itself."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype == torch.float32 else torch.promote_types(dtype, torch.float32)
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from layers.card import sizes
 from layers.definition import through_definition
+from layers.dimensions import is_tiny
 from layers.moments import needs_plain_operations, wide_dtype
 from layers.variance import variance_about
 
@@ -79,7 +80,8 @@ def standardize(x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: R
     ``weight`` γ and ``bias`` β are (C,) or both None. y has the dtype and memory format of ``x``; μ and r are
     (N, 1, *positions) in float32 or wider. All three are differentiable, twice (μ only with ``center``).
     """
-    if needs_plain_operations():
+    # One that does not centre keeps as little in plain operations.
+    if needs_plain_operations() or (is_tiny(x.numel()) and not recipe.center and x.dtype.itemsize >= 4):
         return _define(x, weight, bias, recipe)
     dense = x if channels_innermost(x) else x.contiguous()
     outputs: Outputs = _Standardize.apply(dense, weight, bias, recipe)  # type: ignore[no-untyped-call]
@@ -88,6 +90,8 @@ def standardize(x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: R
 
 def channels_innermost(x: Tensor) -> bool:
     """Tell whether the channels of one position lie side by side in memory: (N, C), channels_last, (N, L, C) views."""
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 
 
@@ -100,18 +104,19 @@ def grid(x: Tensor) -> tuple[int, int, int]:
 def _define(x: Tensor, weight: Tensor | None, bias: Tensor | None, recipe: Recipe) -> Outputs:
     """The definition, in operations that autograd differentiates as often as wanted."""
     wide = x.to(wide_dtype(x.dtype))
-    pilot = wide[:, :1].detach() if recipe.center else torch.zeros_like(wide[:, :1])
-    shifted = wide - pilot
-    mean = shifted.mean(1, keepdim=True) if recipe.center else pilot
-    rstd = recipe.rstd(variance_about(mean, shifted, 1) * (x.shape[1] / recipe.count(x.shape[1])))
-    centered = shifted - (mean if recipe.mean_lives else mean.detach())
+    shifted = wide - wide[:, :1].detach() if recipe.center else wide
+    mean = shifted.mean(1, keepdim=True) if recipe.center else None
+    var = shifted.square().mean(1, keepdim=True) if mean is None else variance_about(mean, shifted, 1)
+    rstd = recipe.rstd(var * (x.shape[1] / recipe.count(x.shape[1])) if recipe.unbiased else var)
+    centered = shifted if mean is None else shifted - (mean if recipe.mean_lives else mean.detach())
     y = centered * (rstd if recipe.std_lives else rstd.detach())
     if weight is not None and bias is not None:
         y = y * _per_channel(weight, y) + _per_channel(bias, y)
     if recipe.gain != PLAIN:
         scale, k = recipe.gain
         y = y * torch.rsub(y.detach(), scale, alpha=k * scale)
-    return y.to(x.dtype), mean + pilot, rstd
+    mean = torch.zeros_like(rstd) if mean is None else mean + wide[:, :1].detach()
+    return y.to(x.dtype), mean, rstd
 
 
 class _Standardize(torch.autograd.Function):
@@ -187,8 +192,10 @@ def _forward(
     if recipe.center:
         mean = z.mean(1, keepdim=True)
         z.sub_(mean)
-    rows = channels_innermost(x)
-    squares = torch.linalg.vector_norm(z, 2, 1, keepdim=True).square_() if rows else (z * z).sum(1, keepdim=True)
+    if channels_innermost(x):
+        squares = torch.linalg.vector_norm(z, 2, 1, keepdim=True).square_()
+    else:  # in y, which is yet to be written, where z is not there
+        squares = torch.mul(z, z, out=None if recipe.center else own).sum(1, keepdim=True)
     r = recipe.rstd(squares.div_(recipe.count(x.shape[1])))
     scale, k = recipe.gain
     y = torch.mul(z, r if scale == 1 else r * scale, out=z if own is None else own)

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from layers.base import Norm
 from layers.card import Card, Claim, Flops, Identity, Option, OptionValue, Paper, Stat
-from layers.moments import Planes, pool, wide_dtype
+from layers.dimensions import is_tiny
+from layers.moments import Planes, planes_of, pool, widened
 from layers.norm.bn import BatchNorm
 from layers.observe import observe
 from layers.remembered import Remembered, readable
@@ -75,17 +76,19 @@ card = Card(
     ),
     buffers=(Stat("initialized", (), help="whether the first batch was seen; loading it suppresses initialization"),),
     params="2*C",
+    derived={"tiny": "E <= 32768"},
     flops=Flops(
         "2*E + (2*C if parametrization == 'log-scale' else 0)"
         " + ((C + 1 if parametrization == 'log-scale' else 3*C) if logdet else 0)",
         "4*E - (0 if parametrization == 'log-scale' else 2*C)",
     ),
     executed=Flops(
-        "2*E + ((12 if logdet else 10) if parametrization == 'log-scale' else 11 if logdet else 8)*C",
-        "4*E + (3 if parametrization == 'log-scale' else 1)*C",
+        "2*E + ((0 if tiny else 8) + (2*(1 + logdet) if parametrization == 'log-scale' else 3*logdet))*C",
+        "4*E + (3 if parametrization == 'log-scale' else 1)*C - (3*C if tiny else 0)",
     ),
-    explained="It is applied as one scale and one shift per channel; what happens on the first batch is not counted.",
-    saved="B*E + (16 if logdet or parametrization == 'log-scale' else 12)*C",
+    explained="Above 2¹⁵ elements it is applied as one scale and one shift per channel; what happens on the first "
+    "batch is not counted.",
+    saved="B*E + (4*C if logdet or parametrization == 'log-scale' else 0) + (0 if tiny else 12*C)",
     claims=(
         Claim(
             holds=(),
@@ -189,10 +192,13 @@ class ActNorm(Norm):
             self._initialize(x)
         elif known is False:
             raise ValueError("ActNorm is not initialized: run one batch in training mode, or load a state_dict, first")
-        scale, loc = self._scale(), self.loc.to(wide_dtype(self.loc.dtype))
-        center = loc.detach()
-        # Centred on a constant copy of b, so that the sum of ∂L/∂y (x + b) keeps its digits; the shift is 0 in value.
-        y = F.batch_norm(x, -center, torch.ones_like(center), scale, scale * (loc - center), eps=0.0)
+        scale, loc = self._scale(), widened(self.loc)
+        if is_tiny(x.numel()) and x.dtype == scale.dtype:
+            y = (x + planes_of(loc, x)) * planes_of(scale, x)
+        else:
+            # Centred on a constant copy of b, so that the sum of ∂L/∂y (x + b) keeps its digits; the shift is 0.
+            center = loc.detach()
+            y = F.batch_norm(x, -center, torch.ones_like(center), scale, scale * (loc - center), eps=0.0)
         return (y, self._logdet(x)) if self.logdet else y
 
     def inverse(self, y: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -214,11 +220,11 @@ class ActNorm(Norm):
         return learned
 
     def _scale(self) -> Tensor:
-        learned = self._learned.to(wide_dtype(self._learned.dtype))
+        learned = widened(self._learned)
         return learned if self.parametrization == "scale" else (self.logscale_factor * learned).exp()
 
     def _logdet(self, x: Tensor) -> Tensor:
-        learned = self._learned.to(wide_dtype(self._learned.dtype))
+        learned = widened(self._learned)
         logs = learned.abs().log() if self.parametrization == "scale" else self.logscale_factor * learned
         return math.prod(x.shape[2:]) * logs.sum()
 

@@ -45,6 +45,7 @@ card = Card(
         Option(name="affine", type=bool, default=True, help="learn b (bias) per channel; there is no γ"),
         Option(name="track_running_stats", type=bool, default=True, help="keep the running mean for evaluation"),
     ),
+    derived={"tiny": "E <= 32768", "small": "E <= 262144"},
     statistics=(Stat("mean", ("C",), "C×1", given="train or not track_running_stats"),),
     buffers=(Stat("running_mean", ("C",), "C×1", given="track_running_stats"),),
     params="C if affine else 0",
@@ -53,10 +54,13 @@ card = Card(
         "2*E if train or not track_running_stats else (E - C if affine else 0)",
     ),
     executed=Flops(
-        "3*E + (7 if track_running_stats else 4)*C if train or not track_running_stats else E + C",
-        "3*E + (5 if affine else 4)*C if train or not track_running_stats else (E - C if affine else 0)",
+        "((2*E + (C if affine or tiny else 0) if small else 3*E + 4*C) + (3*C if track_running_stats else 0))"
+        " if train or not track_running_stats else E + C",
+        "(2*E + (C if affine or tiny else 0) if small else 3*E + (5 if affine else 4)*C)"
+        " if train or not track_running_stats else (E - C if affine else 0)",
     ),
-    explained="Mean and bias are one shift per channel; the shift is added in float32 and rounded once.",
+    explained="Mean and bias are one shift per channel; the shift is added in float32 and rounded once. Above 2¹⁸ "
+    "elements a kernel does it that multiplies, by one.",
     saved="0",
     traffic=Flops(
         "(3 if train or not track_running_stats else 2)*E*B", "(3 if train or not track_running_stats else 1)*E*B"
@@ -167,8 +171,7 @@ class MeanOnlyBatchNorm(Norm):
         y, mean = center(x, shift)
         observe(mean=mean)
         if self.training and self.running_mean is not None and x.numel():
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
         return y
 
 

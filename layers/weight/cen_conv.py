@@ -44,7 +44,10 @@ card = Card(
             help="W at the start: as torch.nn.Conv2d draws it, or N(0, 1) whatever the fan-in, as the authors do",
         ),
     ),
-    derived=CONVOLUTION_SYMBOLS,
+    derived={
+        **CONVOLUTION_SYMBOLS,
+        "centring": "2*O*I + (O if O*I <= 32768 else 0) if O*I <= 262144 else 3*O*I + 4*O",
+    },
     rules=(
         *CONVOLUTION_RULES,
         Rule(
@@ -55,11 +58,11 @@ card = Card(
     params="O*I + (O if bias else 0)",
     flops=Flops("2*Q*O*I + (Q*O if bias else 0) + 2*O*I", "4*Q*O*I + (Q*O - O if bias else 0) + 2*O*I"),
     executed=Flops(
-        "2*Q*O*I + (Q*O if bias else 0) + 3*O*I + 4*O",
-        "4*Q*O*I + (Q*O - O if bias else 0) + 3*O*I + 4*O + unpad",
+        "2*Q*O*I + (Q*O if bias else 0) + centring",
+        "4*Q*O*I + (Q*O - O if bias else 0) + centring + unpad",
     ),
-    explained="The kernel that takes the mean away does a multiply-add per weight; fvcore counts the convolution, by "
-    "one per multiply-add.",
+    explained="Above 2¹⁸ weights the kernel that takes the mean away does a multiply-add for each; fvcore counts the "
+    "convolution, by one per multiply-add.",
     saved="4*O*I + 4*kept",
     traffic=CONVOLUTION_TRAFFIC,
     ranks=(4,),
