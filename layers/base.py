@@ -108,10 +108,10 @@ def widened_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tup
 
     They keep the statistics for backward in the dtype of γ; a mean of few digits spoils ∂L/∂x.
     """
-    wide, channels = wide_dtype(x.dtype), x.shape[1]
+    wide = wide_dtype(x.dtype)
     if wide != x.dtype:
-        weight = x.new_ones(channels, dtype=wide) if weight is None else weight
-        bias = x.new_zeros(channels, dtype=wide) if bias is None else bias
+        weight = x.new_ones(x.shape[1], dtype=wide) if weight is None else weight
+        bias = x.new_zeros(x.shape[1], dtype=wide) if bias is None else bias
     if weight is not None and weight.dtype != wide:
         weight = weight.float() if wide == torch.float32 else weight.to(wide)  # a quarter faster
     if bias is not None and bias.dtype != wide:

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from layers.base import widened_affine
-from layers.channels_last import precision, suits_torch_kernels, well_conditioned
-from layers.dimensions import is_small
+from layers.channels_last import suits_torch_kernels, well_conditioned, well_found
+from layers.dimensions import is_small, is_tiny
 from layers.moments import (
     channel_sums,
     combine_planes,
@@ -19,6 +19,7 @@ from layers.moments import (
     needs_plain_operations,
     plane_moments,
     planes_of,
+    scale_rows,
     wide_dtype,
 )
 
@@ -34,10 +35,10 @@ def suits_torch(x: Tensor) -> bool:
     """
     if x.device.type != "cpu" or not suits_kernels(x):
         return False
-    return _sums_fast(x) or is_small(x.numel(), x.shape[2:].numel())
+    return sums_fast(x) or is_small(x.numel(), x.shape[2:].numel())
 
 
-def _sums_fast(x: Tensor) -> bool:
+def sums_fast(x: Tensor) -> bool:
     """Whether torch's kernel on a processor takes few passes' time for the moments of ``x``."""
     return x.device.type == "cpu" and (x.dtype.itemsize < 4 or not x.is_contiguous())
 
@@ -61,7 +62,7 @@ def normalize_by_torch(
     # As .data: the graph holds them, though backward does not read them, and another forward may move them before it.
     mean, var = (t if t is None else t.data if t.dtype == wide else t.to(wide) for t in (running_mean, running_var))
     doubtful = x.dtype == torch.float32 and not x.is_contiguous()
-    before = [t.clone() if doubtful and t is not None else t for t in (mean, var)]
+    before = [t.clone() if doubtful and momentum < 1 and t is not None else t for t in (mean, var)]
     y, center, rstd = torch.native_batch_norm(x, weight, bias, mean, var, True, momentum, eps)
     again, shift, left = False, center, center
     for _ in range(SHIFTS if doubtful else 0):
@@ -94,9 +95,24 @@ def suits_kernels(x: Tensor) -> bool:
 
 
 def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, lent: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return y, μ, σ² and 1/√(σ² + ε) (C,) of ``x`` (N, C, *positions) that `suits_kernels`; y alone has a gradient."""
+    """Return y, μ, σ² and 1/√(σ² + ε) (C,) of ``x`` (N, C, *positions) that `suits_kernels`; y alone has a gradient.
+
+    Given the running mean and variance, ``lent``, the kernel of `normalize_by_torch` is taken where it is the faster:
+    what it writes into those, if all of it is new, are the moments, and what was in them is put back. Its graph keeps
+    them, so that others would be memory of their own.
+    """
+    count = x.numel() // x.shape[1]
+    if lent is not None and count > 1 and (sums_fast(x) or is_tiny(x.numel())):
+        wide = wide_dtype(x.dtype)
+        mean, var = (t.data if t.dtype == wide else torch.zeros_like(t, dtype=wide) for t in lent)
+        before = mean.clone(), var.clone()
+        y, center, rstd = normalize_by_torch(x, weight, bias, mean, var, 1.0, eps)
+        found = var * ((count - 1) / count)
+        mean.copy_(before[0])
+        var.copy_(before[1])
+        return y, center, found, rstd
     mean, var = (t[0] for t in channel_moments(x))
     rstd = (var + eps).rsqrt_()
     return standardize(x, weight, bias, mean, var, rstd, eps), mean, var, rstd
@@ -108,7 +124,10 @@ def channel_moments(x: Tensor, parts: int = 1) -> tuple[Tensor, Tensor]:
     The batch is cut into ``parts`` of consecutive samples, which divide it.
     """
     x = x.detach()
-    if _sums_fast(x):
+    if sums_fast(x) and parts == 1:
+        mean, var = _moments_by_torch(x)
+        return mean[None], var[None]
+    if sums_fast(x):
         means, variances = zip(*map(_moments_by_torch, x.chunk(parts)), strict=True)
         return torch.stack(means), torch.stack(variances)
     channels, positions = x.shape[1], x.shape[2:].numel()
@@ -156,7 +175,7 @@ class _Standardize(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.eps = eps
         ctx.save_for_backward(x, weight, mean, rstd)
-        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+        return by_moments(x, weight, bias, mean, var, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -180,14 +199,23 @@ class _Standardize(torch.autograd.Function):
         return grad_x, product if needed[1] else None, total if needed[2] else None, *[None] * 4
 
 
+def by_moments(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """γ (x − μ)/√(σ² + ε) + β by given numbers (C,): torch's kernel of evaluation, which is slow on channels_last."""
+    if weight is None or bias is None or x.is_contiguous() or x.dtype != weight.dtype:
+        return torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+    scale = (var + eps).rsqrt_().mul_(weight)
+    return scale_rows(x, scale, torch.addcmul(bias, scale, mean, value=-1))
+
+
 def _moments_by_torch(x: Tensor) -> tuple[Tensor, Tensor]:
     """`channel_moments` by the kernel of `normalize_by_torch`, made again as there."""
-    unused = x.new_zeros(x.shape[1], dtype=wide_dtype(x.dtype))  # running statistics, for the sake of their dtype
+    wide = wide_dtype(x.dtype)
+    unused = None if x.dtype == wide else x.new_zeros(x.shape[1], dtype=wide)  # for the sake of its dtype
     moments = torch.ops.aten.batch_norm_update_stats
     mean, var = moments(x, unused, unused, 0.0)
     left = mean
     for _ in range(SHIFTS if x.dtype == torch.float32 and not x.is_contiguous() else 0):
-        if well_conditioned(left, precision(mean, var)):
+        if well_found(left, mean, var):
             break
         left, var = moments(x - planes_of(mean, x), unused, unused, 0.0)
         mean = mean + left

@@ -26,9 +26,13 @@ def well_conditioned(mean: Tensor, rstd: Tensor) -> bool:
     return (mean.data * rstd.data).abs_().max().item() <= FAR
 
 
-def precision(mean: Tensor, var: Tensor) -> Tensor:
-    """1/√σ², for `well_conditioned`, of a σ that is no smaller than the last digits of μ: equal values have none."""
-    return torch.addcmul(var + torch.finfo(var.dtype).tiny, mean, mean, value=2.0**-40).rsqrt_()
+def well_found(near: Tensor, mean: Tensor, var: Tensor) -> bool:
+    """The same by μ of what the kernel took, ``near``, and μ and σ² of the data before they were shifted.
+
+    Of a σ that is no smaller than the last digits of μ: equal values have none.
+    """
+    room = torch.addcmul(var, near, near, value=-(FAR**-2)).addcmul_(mean, mean, value=2.0**-40)
+    return room.min().item() >= 0
 
 
 def plane_moments(x: Tensor, slices: list[slice], wide: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -36,7 +40,7 @@ def plane_moments(x: Tensor, slices: list[slice], wide: torch.dtype) -> tuple[Te
     if is_alone(x):
         first = (x[..., 0, 0] if x.dim() == 4 else x[..., 0, 0, 0]).to(wide)
         mean, var = _moments_around(x, first)
-        if suits_torch_kernels(x) and not well_conditioned(mean - first, precision(mean, var)):
+        if suits_torch_kernels(x) and not well_found(mean - first, mean, var):
             return _moments_around(x, mean)  # the first value was far from the others
         return mean, var
     means, variances = [], []

@@ -12,19 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layers.base import widened_affine
-from layers.batch_kernels import standardize, suits_kernels
-from layers.blocks import spread_blocks
+from layers.batch_kernels import by_moments, standardize, suits_kernels
+from layers.channels_last import well_conditioned
 from layers.dimensions import is_small
-from layers.moments import laid_out_as, per_plane
-from layers.observe import observe
+from layers.group_norm import VECTOR
+from layers.moments import laid_out_as
+from layers.observe import is_watched, observe
 
 SMALL_BYTES = 1 << 19  # with the copy they fit a level-2 cache
 
 
-def suits_composed(x: Tensor) -> bool:
-    """Whether `composed` may take ``x``, and is the faster way: on small maps; channels_last ones are copied."""
-    fits = is_small(x.numel(), x.shape[2:].numel()) and (x.is_contiguous() or x.nbytes <= SMALL_BYTES)
-    return fits and x.device.type == "cpu" and suits_kernels(x)
+def suits_composed(x: Tensor, groups: int) -> bool:
+    """Whether `composed` may take ``x``, and is the faster way: on small maps; some channels_last ones are copied."""
+    stays = x.is_contiguous() or x.nbytes <= SMALL_BYTES or _in_vectors(x, groups)
+    return stays and is_small(x.numel(), x.shape[2:].numel()) and x.device.type == "cpu" and suits_kernels(x)
 
 
 def composed(
@@ -39,16 +40,20 @@ def composed(
 ) -> Tensor:
     """Return y of ``x`` that `suits_composed`, and observe the ``group_mean`` and ``group_var`` of what lies between.
 
-    ``channel_affine`` is γ, β (C,), ``group_affine`` w, b (C,), ``moments`` μ, σ² (C,), in the dtype of statistics;
-    with ``through`` these are those of ``x`` itself, and its gradient goes through them.
+    ``channel_affine`` is γ, β (C,), ``group_affine`` w, b, (groups,) or (C,), ``moments`` μ, σ² (C,), in the dtype of
+    statistics; with ``through`` these are those of ``x`` itself, and its gradient goes through them.
     """
-    affine = widened_affine(x, *channel_affine)
+    affine = *widened_affine(x, *channel_affine), *widened_affine(x, *group_affine)
     y: Tensor
-    y, mean, var = _Composed.apply(  # type: ignore[no-untyped-call]
-        x, *affine, *group_affine, *moments, eps, groups, through
-    )
-    observe(group_mean=mean, group_var=var)
+    y, mean, rstd = _Composed.apply(x, *affine, *moments, eps, groups, through)  # type: ignore[no-untyped-call]
+    if is_watched():
+        observe(group_mean=mean, group_var=rstd.pow(-2).sub_(eps).clamp_(min=0))
     return y
+
+
+def per_channel(numbers: Tensor, channels: int) -> Tensor:
+    """Numbers per group, (groups,), as (C,); what is so already as it is."""
+    return numbers if len(numbers) == channels else numbers.repeat_interleave(channels // len(numbers))
 
 
 class _Composed(torch.autograd.Function):
@@ -68,17 +73,19 @@ class _Composed(torch.autograd.Function):
         groups: int,
         through: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        u = torch.native_batch_norm(_planes(x, w), gamma, beta, mean, var, False, 0.0, eps)[0]
-        # ε = 0 makes 1/rstd² the variance itself; then one scale and one shift per plane.
-        _, group_mean, group_var = torch.native_group_norm(u, None, None, *_sizes(x), groups, 0.0)
-        rstd = (group_var.pow_(-2) + eps).rsqrt_()
-        scale, own = (spread_blocks(t, *x.shape[:2]) for t in (rstd, group_mean))
-        y = per_plane(u, scale * w, own, b.expand_as(own))
+        scale, shift = (per_channel(t, x.shape[1]) for t in (w, b))
+        laid = x.to(w.dtype) if _in_vectors(x, groups) else _planes(x, w)
+        u = by_moments(laid, gamma, beta, mean, var, eps)
+        y, group_mean, rstd = torch.native_group_norm(u, scale, shift, *_sizes(x), groups, eps)
+        ctx.flat = u.is_contiguous()
+        if not (ctx.flat or well_conditioned(group_mean, rstd)):
+            ctx.flat = True
+            y, group_mean, rstd = torch.native_group_norm(u.contiguous(), scale, shift, *_sizes(x), groups, eps)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(group_mean, group_var)
+        ctx.mark_non_differentiable(group_mean, rstd)
         ctx.save_for_backward(x, gamma, beta, w, b, mean, var, group_mean, rstd)
         ctx.eps, ctx.groups, ctx.through = eps, groups, through
-        return laid_out_as(y.to(x.dtype), x), group_mean, group_var
+        return laid_out_as(y.to(x.dtype), x), group_mean, rstd
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -86,17 +93,19 @@ class _Composed(torch.autograd.Function):
         if grad is None:
             return (None,) * 10
         x, gamma, beta, w, _, mean, var, group_mean, group_rstd = ctx.saved_tensors
-        wide, grad, rest = _planes(x, w), _planes(grad, w), [None] * 5
-        rstd = (var + ctx.eps).rsqrt()
+        rest = [None] * 5
         if torch.is_grad_enabled():
-            return *_derivable(grad, ctx, x, needed), *rest
-        u = torch.native_batch_norm(wide, gamma, beta, mean, var, False, 0.0, ctx.eps)[0]
+            return *_derivable(_planes(grad, w), ctx, x, needed), *rest
+        wide, grad = (_planes(t, w) if ctx.flat else laid_out_as(t.to(w.dtype), x) for t in (x, grad))
+        u = by_moments(wide, gamma, beta, mean, var, ctx.eps)
+        asked = [any(needed[:3]) or not ctx.flat, *needed[3:]]  # on channels_last it crashes otherwise (torch 2.13)
         of_u, *of_group = torch.ops.aten.native_group_norm_backward(
-            grad, u, group_mean, group_rstd, w, *_sizes(x), ctx.groups, [any(needed[:3]), *needed[3:]]
+            grad, u, group_mean, group_rstd, per_channel(w, x.shape[1]), *_sizes(x), ctx.groups, asked
         )
+        of_group = [t if t is None or len(t) == len(w) else t.view(len(w), -1).sum(1) for t in of_group]
         if not any(needed[:3]):
             return None, None, None, *of_group, *rest
-        own = (None, None, mean, rstd, True) if ctx.through else (mean, var, None, None, False)
+        own = (None, None, mean, (var + ctx.eps).rsqrt_(), True) if ctx.through else (mean, var, None, None, False)
         of_x, *of_channel = torch.ops.aten.native_batch_norm_backward(of_u, wide, gamma, *own, ctx.eps, needed[:3])
         made = (None if of_x is None else laid_out_as(of_x.to(x.dtype), x), *of_channel, *of_group)
         return *(each if wanted else None for each, wanted in zip(made, needed, strict=True)), *rest
@@ -112,10 +121,16 @@ def _derivable(grad: Tensor, ctx: Any, x: Tensor, needed: list[bool]) -> list[Te
         u = standardize(wide, gamma, beta, mean, var, (var + ctx.eps).rsqrt(), ctx.eps)
     else:
         u = F.batch_norm(wide, mean, var, gamma, beta, False, 0.0, ctx.eps)
+    w, b = (per_channel(t, x.shape[1]) for t in (w, b))
     y = torch.native_group_norm(u, w, b, *_sizes(x), ctx.groups, ctx.eps)[0]
     wanted = [t for t, asked in zip(given, needed, strict=True) if asked]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return [next(found) if asked else None for asked in needed]
+
+
+def _in_vectors(x: Tensor, groups: int) -> bool:
+    """Whether torch's group normalization, in float32 or wider, is fast on channels_last ``x``."""
+    return x.shape[1] // groups * max(x.itemsize, 4) >= VECTOR
 
 
 def _planes(x: Tensor, like: Tensor) -> Tensor:

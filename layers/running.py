@@ -43,28 +43,28 @@ class RunningNorm(Norm):
         """Whether the next forward normalizes by its own batch: in training, or when nothing is tracked."""
         return self.training or self.running_mean is None
 
-    @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Move the buffers towards batch ``mean`` and ``var`` (C,), the variance made unbiased over ``count`` values.
 
         An empty batch moves nothing but the counter, as in torch. A ``count`` () that only the device knows (it was
         summed over ranks) is not waited for.
         """
-        if not self.training or self.running_mean is None or self.running_var is None:
+        running_mean, running_var = self.running_mean, self.running_var
+        if not self.training or running_mean is None or running_var is None:
             return
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         if isinstance(count, int) and count == 0:
             return
-        weight = self.weight_of_new()
+        weight, mean, var = self.weight_of_new(), mean.detach(), var.detach()
         if isinstance(count, Tensor):
-            weight = weight * (count > 0).to(self.running_mean.dtype)
+            weight = weight * (count > 0).to(running_mean.dtype)
             unbiased = var * (count / (count - 1).clamp(min=1))
         else:
             unbiased = var * (count / max(1, count - 1))
-        kept = self.running_mean.dtype
-        self.running_mean.lerp_(mean.to(kept), _as_weight(weight, kept))
-        self.running_var.lerp_(unbiased.to(kept), _as_weight(weight, kept))
+        kept = running_mean.dtype
+        running_mean.lerp_(mean.to(kept), _as_weight(weight, kept))
+        running_var.lerp_(unbiased.to(kept), _as_weight(weight, kept))
 
     def weight_of_new(self) -> Tensor | float:
         """Return what the new value weighs: ``momentum``, or 1/n for the n-th batch when that is None."""
@@ -100,19 +100,23 @@ class RunningMoments(RunningNorm):
     var ← (1 − a) var + a σ² + a (1 − a) (μ − mean)².
     """
 
-    @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor, count: int | Tensor) -> None:
         """Move the buffers towards batch ``mean`` and biased ``var`` (C,); an empty batch moves only the counter."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
+        running_mean, running_var = self.running_mean, self.running_var
+        assert running_mean is not None
+        assert running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         if isinstance(count, int) and count == 0:
             return
-        weight = _as_weight(self.weight_of_new(), mean.dtype)
-        step = mean - self.running_mean
-        follow(self.running_mean, mean, weight)
-        follow(self.running_var, torch.addcmul(var, step * (1 - weight), step), weight)  # as `mix` does it
+        weight, mean, var = _as_weight(self.weight_of_new(), mean.dtype), mean.detach(), var.detach()
+        step = mean - running_mean
+        follow(running_mean, mean, weight)
+        if isinstance(weight, float):  # as `mix` does it
+            var = torch.addcmul(var, step, step, value=1 - weight)
+        else:
+            var = torch.addcmul(var, step * (1 - weight), step)
+        follow(running_var, var, weight)
 
 
 def mix(mean: Tensor, var: Tensor, new_mean: Tensor, new_var: Tensor, weight: Tensor | float) -> tuple[Tensor, Tensor]:

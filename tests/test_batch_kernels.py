@@ -126,8 +126,8 @@ def test_a_mean_a_million_deviations_away_is_taken_out_again_until_the_spread_ha
 
 @pytest.mark.parametrize("value", [0.0, 3.3])
 def test_channels_of_equal_values_are_well_conditioned_once_they_are_shifted(monkeypatch, value):
-    calls, kernel = [], batch_kernels.well_conditioned
-    monkeypatch.setattr(batch_kernels, "well_conditioned", lambda *given: calls.append(kernel(*given)) or calls[-1])
+    calls, kernel = [], batch_kernels.well_found
+    monkeypatch.setattr(batch_kernels, "well_found", lambda *given: calls.append(kernel(*given)) or calls[-1])
     x = torch.full((N, C, 9, 8), value).to(**LAST)
     mean, var = batch_kernels.channel_moments(x)
     assert calls == ([True] if value == 0 else [False, True])

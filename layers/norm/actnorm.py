@@ -193,7 +193,7 @@ class ActNorm(Norm):
         elif known is False:
             raise ValueError("ActNorm is not initialized: run one batch in training mode, or load a state_dict, first")
         scale, loc = self._scale(), widened(self.loc)
-        if is_tiny(x.numel()) and x.dtype == scale.dtype:
+        if x.dtype == scale.dtype and (torch.compiler.is_compiling() or is_tiny(x.numel())):
             y = (x + planes_of(loc, x)) * planes_of(scale, x)
         else:
             # Centred on a constant copy of b, so that the sum of ∂L/∂y (x + b) keeps its digits; the shift is 0.

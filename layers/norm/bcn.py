@@ -20,7 +20,7 @@ from layers.base import scale_and_shift
 from layers.batch_kernels import channel_moments
 from layers.blocks import pool_blocks, spread_blocks
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
-from layers.composed_norms import composed, suits_composed
+from layers.composed_norms import composed, per_channel, suits_composed
 from layers.group_norm import group_norm
 from layers.moments import Planes, pool, snapshot, wide_dtype
 from layers.norm.bn import BatchNorm
@@ -102,14 +102,14 @@ card = Card(
         "(15 if estimate or not train else 22)*E - 2*C - 2*W_B",
     ),
     executed=Flops(
-        "(14*E + (17*C if estimate else 15*C + (momentum is None)) if train else 9*E + 5*C) + 5*N*G + 6*N*C if small"
-        " else 7*E + 3*N*G + (31*N*C + (14*C if estimate else 12*C + (momentum is None)) if train else 26*N*C + 4*C)",
-        "((24 if train and not estimate else 17)*E + 3*C if small"
+        "(14*E + (17*C if estimate else 15*C + (momentum is None)) if train else 9*E + 5*C) + 5*N*G if small"
+        " else 7*E + 3*N*G + 31*N*C + ((14*C if estimate else 12*C + (momentum is None)) if train else 5*C)",
+        "((24*E + 3*C if train and not estimate else 17*E + C) if small"
         " else 7*E + N*G + (58*N*C + 3*C if train and not estimate else 42*N*C))"
         " + (2*C - 2*G if group_affine == 'group' else 0)",
     ),
     explained=FOLDED_UNLESS_SMALL,
-    saved="B*E + (8*N*G + 8*C + (8*C if group_affine == 'group' else 0) if small"
+    saved="B*E + (8*N*G + 8*C if small"
     " else 44*N*C + 12*C + (0 if G == C else 4*N*G + (4*C if group_affine == 'group' else 0)))",
     traffic=Flops("3*E*B", "5*E*B"),
     claims=(
@@ -230,13 +230,13 @@ class BatchChannelNorm(RunningNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x`` (N, C, *positions), channels first, then groups."""
         self.check_input(x)
-        self.refuse_single_values(x[:1].numel() // self.groups, "group")
+        self.refuse_single_values(x.numel() // (x.shape[0] or 1) // self.groups, "group")
         batch, channels = x.shape[:2]
-        w, b = (self._per_channel(t).to(wide_dtype(x.dtype)) for t in (self.group_weight, self.group_bias))
-        if suits_composed(x):
+        if suits_composed(x, self.groups):
             through = self.training and not self.estimate
             moments = self._channel_statistics(x, [t[0] for t in channel_moments(x)] if self.training else [])
-            return composed(x, (self.weight, self.bias), (w, b), moments, self.eps, self.groups, through=through)
+            affine = (self.weight, self.bias), (self.group_weight, self.group_bias)
+            return composed(x, *affine, moments, self.eps, self.groups, through=through)
         planes = Planes(x)
         mean, var = self._channel_statistics(x, [t.squeeze(0) for t in pool(planes.mean, planes.var, 0)])
         scale, shift = scale_and_shift(var, self.eps, self.weight, self.bias)
@@ -244,6 +244,7 @@ class BatchChannelNorm(RunningNorm):
         of_u = scale * (planes.mean - mean) + shift, scale.square() * planes.var
         group_mean, group_var = pool_blocks(*of_u, 1, self.groups)
         observe(group_mean=group_mean, group_var=group_var)
+        w, b = (per_channel(t, channels).to(shift.dtype) for t in (self.group_weight, self.group_bias))
         rstd, group_mean = (spread_blocks(t, batch, channels) for t in ((group_var + self.eps).rsqrt(), group_mean))
         return planes.affine(w * rstd * scale, mean, w * rstd * (shift - group_mean) + b)
 
@@ -277,10 +278,6 @@ class BatchChannelNorm(RunningNorm):
         self.running_var.copy_(new[1])
         return new
 
-    def _per_channel(self, numbers: Tensor) -> Tensor:
-        """View numbers per group, (groups,) or (C,), as (C,)."""
-        return spread_blocks(numbers[None], 1, self.channels)[0]
-
 
 def composition(layer: BatchChannelNorm, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the layer's output and that of a bn followed by group normalization and w, b."""
@@ -288,7 +285,7 @@ def composition(layer: BatchChannelNorm, x: Tensor) -> tuple[Tensor, Tensor]:
         layer.training and not layer.estimate
     )
     bn.load_state_dict({name: tensor for name, tensor in layer.state_dict().items() if "group" not in name})
-    w, b = (layer._per_channel(t) for t in (layer.group_weight, layer.group_bias))
+    w, b = (per_channel(t, layer.channels) for t in (layer.group_weight, layer.group_bias))
     return layer(x), group_norm(bn(x), layer.groups, w, b, layer.eps)
 
 

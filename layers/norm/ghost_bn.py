@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from layers.base import scale_and_shift, widened_affine
-from layers.batch_kernels import channel_moments, standardize, suits_torch
+from layers.batch_kernels import channel_moments, normalize, standardize, suits_torch, sums_fast
 from layers.blocks import pool_blocks, refuse_batch, spread_blocks
 from layers.card import Card, Claim, Flops, Identity, Option, Paper, Rule, Stat
 from layers.moments import Planes, as_laid_out, pool
@@ -180,7 +180,8 @@ class GhostBatchNorm(RunningNorm):
         if batch % self.ghost_size:
             refuse_batch(card, self, x)
         positions = x.shape[2:].numel()
-        self.refuse_single_values(x[: self.ghost_size, 0].numel(), "channel of a ghost")
+        if batch:
+            self.refuse_single_values(self.ghost_size * positions, "channel of a ghost")
         if 0 < batch <= PARTS * self.ghost_size and suits_torch(x):
             return self._normalize_parts(x, batch // self.ghost_size)
         planes = Planes(x)
@@ -192,12 +193,20 @@ class GhostBatchNorm(RunningNorm):
 
     def _normalize_parts(self, x: Tensor, ghosts: int) -> Tensor:
         """Normalize each of few ``ghosts`` in a call of its own, which is faster than planes while these are small."""
-        mean, var = channel_moments(x, ghosts)
+        weight, bias = widened_affine(x, self.weight, self.bias)
+        if sums_fast(x):
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            lent = self.running_mean, self.running_var
+            found = [normalize(part, weight, bias, self.eps, lent) for part in x.chunk(ghosts)]
+            made = [y for y, *_ in found]
+            mean, var = torch.stack([m for _, m, _, _ in found]), torch.stack([v for _, _, v, _ in found])
+        else:
+            mean, var = channel_moments(x, ghosts)
+            numbers = zip(x.chunk(ghosts), mean, var, (var + self.eps).rsqrt_(), strict=True)
+            made = [standardize(part, weight, bias, m, v, rstd, self.eps) for part, m, v, rstd in numbers]
         observe(mean=mean, var=var)
         self._follow(mean, var, x.shape[2:].numel())
-        weight, bias = widened_affine(x, self.weight, self.bias)
-        numbers = zip(x.chunk(ghosts), mean, var, (var + self.eps).rsqrt_(), strict=True)
-        made = [standardize(part, weight, bias, m, v, rstd, self.eps) for part, m, v, rstd in numbers]
         return as_laid_out(torch.cat(made), x)
 
     def _follow(self, mean: Tensor, var: Tensor, positions: int) -> None:

@@ -47,7 +47,12 @@ card = Card(
         SLOW_MOMENTUM,
         AFFINE,
     ),
-    derived={"G": "C if groups is None else groups", "own": "train or alpha > 0", "small": "S == 1 or E <= 262144"},
+    derived={
+        "G": "C if groups is None else groups",
+        "own": "train or alpha > 0",
+        "small": "S == 1 or E <= 262144",
+        "tiny": "E <= 32768",
+    },
     rules=(
         GROUPS_DIVIDE,
         Rule(
@@ -72,7 +77,8 @@ card = Card(
         "(11*E - 2*C if affine else 7*E) if own else (4*E - 2*C if affine else E)",
     ),
     executed=Flops(
-        "((7*E + (17 if affine else 16)*C + (3*C if small else 8*N*C) if G == C"
+        "((((7 if affine else 5)*E + 21*C if tiny else 7*E + (17 if affine else 16)*C + (3*C if small else 8*N*C))"
+        " if G == C"
         " else (12 if affine else 10)*E + 13*C + G*(5 if S >= 2048 else 2) - (S >= 2048) if small"
         " else 7*E + (24 if affine else 22)*N*C + 11*C + G) + 2*(momentum is None)) if train"
         " else 7*E + (19 if affine else 17)*N*C + 11*N*G + 5*C + G if alpha > 0"

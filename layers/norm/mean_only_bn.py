@@ -164,14 +164,16 @@ class MeanOnlyBatchNorm(Norm):
         """Centre ``x`` (N, C, *positions) by its batch in training, by the running mean in evaluation."""
         self.check_input(x)
         wide = wide_dtype(x.dtype)
-        shift = None if self.bias is None else self.bias.to(wide)
-        if not self.training and self.running_mean is not None:
-            mean = self.running_mean.to(wide)
+        bias = self.bias
+        shift = None if bias is None else bias.to(wide)
+        running = self.running_mean
+        if not self.training and running is not None:
+            mean = running.to(wide)
             return shifted(x, -mean if shift is None else shift - mean)
         y, mean = center(x, shift)
         observe(mean=mean)
-        if self.training and self.running_mean is not None and x.numel():
-            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), self.momentum)
+        if self.training and running is not None and x.numel():
+            running.lerp_(mean.detach().to(running.dtype), self.momentum)
         return y
 
 
