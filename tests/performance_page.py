@@ -66,10 +66,11 @@ WHY = {
         "Compiled, the first channel is taken away before the moments, a pass more, which keeps their digits where the "
         "mean is large; plain torch loses them.",
     ),
-    "iew": f"{PYTHON} Its running statistics follow E[x] and E[x²], a dozen more operations on numbers per channel; on "
-    "channels_last the moments come from a pass of their own, which is looked at.",
+    "iew": f"{PYTHON} Its running statistics follow E[x] and E[x²], ten more operations on numbers per channel; on "
+    "channels_last the moments that torch's kernel found are looked at.",
     "bcn": f"{PYTHON} One node does both normalizations and keeps one tensor where plain torch keeps two; what lies "
-    "between is made again in backward. channels_last is copied: torch's group normalization loses digits there.",
+    "between is made again in backward. On channels_last the moments of both are looked at, and groups of few channels "
+    "are copied, on which torch's kernel takes long.",
     "ghost-bn": f"{PYTHON} The running statistics follow the whole batch, where plain torch's follow ghost by ghost; "
     "on channels_last every ghost's moments are looked at.",
     "weight-norm": "Compiled, torch keeps its own fused kernel, which here is traced as plain operations, because its "

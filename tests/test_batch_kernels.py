@@ -82,6 +82,7 @@ def test_narrow_running_statistics_are_moved_in_float32_and_rounded_once(dtype, 
 
 
 FAMILY = ["batch-renorm", "bcn", "bn-gn", "ghost-bn", "iew", "mabn"]
+TINY = ["actnorm", "iew", "mean-only-bn", "pixel-norm"]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,26 @@ def test_large_maps_are_normalized_as_small_ones_by_what_descends_from_it(monkey
         near(found[what], tensor)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_maps_are_normalized_as_others_are(monkeypatch, name):
+    layer, x = stone(name).load()(12, dtype=torch.float64), data(shape=(4, 12, 5, 4))
+    wanted = run(copy.deepcopy(layer), x).tensors()
+    monkeypatch.setattr(dimensions, "TINY", 0)
+    found = run(layer, x).tensors()
+    assert found.keys() == wanted.keys()
+    for what, tensor in wanted.items():
+        near(found[what], tensor)
+
+
+def test_bcn_of_a_shift_a_thousand_times_its_scale_has_its_digits_on_channels_last():
+    layer, x = stone("bcn").load()(64, 4), data(shape=(4, 64, 7, 7)).float().to(**LAST).requires_grad_()
+    torch.nn.init.constant_(layer.bias, 1000.0)
+    exact, wide = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    y, wanted = layer(x), exact(wide)
+    near(y.double(), wanted, 1e-3)
+    near(torch.autograd.grad(y.sin().sum(), x)[0].double(), torch.autograd.grad(wanted.sin().sum(), wide)[0], 1e-3)
+
+
 def test_a_training_step_may_come_between_an_evaluation_by_bcn_and_its_backward():
     layer, x = stone("bcn").load()(12, 3, dtype=torch.float64), data(shape=(4, 12, 5, 4)).requires_grad_()
     wanted = torch.autograd.grad(layer.eval()(x).sin().sum(), x)[0]
@@ -107,10 +128,26 @@ def test_a_training_step_may_come_between_an_evaluation_by_bcn_and_its_backward(
     near(torch.autograd.grad(y.sin().sum(), x)[0], wanted)
 
 
-@pytest.mark.parametrize("name", ["bn", "dsg", "mixed-pooling", "mpn-cov", "ppm", "strip-pooling", *FAMILY])
-def test_the_card_states_what_is_executed_on_large_maps_too(name):
+@pytest.mark.parametrize("size", [10, 48])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "actnorm",
+        "cen-conv",
+        "mean-only-bn",
+        "pixel-norm",
+        "bn",
+        "dsg",
+        "mixed-pooling",
+        "mpn-cov",
+        "ppm",
+        "strip-pooling",
+        *FAMILY,
+    ],
+)
+def test_the_card_states_what_is_executed_on_large_maps_too(name, size):
     options = {"dim_reduction": 16} if name == "mpn-cov" else {}
-    record = inspect(subject(resolve(name), options, Setup(shape=(8, 64, 48, 48))), fvcore=False)
+    record = inspect(subject(resolve(name), options, Setup(shape=(8, 64, size, size))), fvcore=False)
     assert [check for check in record["checks"] if not check["ok"]] == []
 
 
