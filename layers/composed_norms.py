@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 from layers.base import widened_affine
 from layers.batch_kernels import by_moments, standardize, suits_kernels
+from layers.blocks import pool_blocks
 from layers.channels_last import well_conditioned
 from layers.dimensions import is_small
 from layers.group_norm import VECTOR
-from layers.moments import laid_out_as
-from layers.observe import is_watched, observe
+from layers.moments import laid_out_as, plane_moments
+from layers.observe import observe
 
 SMALL_BYTES = 1 << 19  # with the copy they fit a level-2 cache
 
@@ -45,9 +46,13 @@ def composed(
     """
     affine = *widened_affine(x, *channel_affine), *widened_affine(x, *group_affine)
     y: Tensor
-    y, mean, rstd = _Composed.apply(x, *affine, *moments, eps, groups, through)  # type: ignore[no-untyped-call]
-    if is_watched():
-        observe(group_mean=mean, group_var=rstd.pow(-2).sub_(eps).clamp_(min=0))
+    y, mean = _Composed.apply(x, *affine, *moments, eps, groups, through)  # type: ignore[no-untyped-call]
+
+    def variance() -> Tensor:  # what the kernel gives, 1/√(σ² + ε), has not the digits of a small σ²
+        u = by_moments(_planes(x.detach(), moments[0]), *affine[:2], *moments, eps)
+        return pool_blocks(*plane_moments(u), 1, groups)[1]
+
+    observe(group_mean=mean, group_var=variance)
     return y
 
 
@@ -72,7 +77,7 @@ class _Composed(torch.autograd.Function):
         eps: float,
         groups: int,
         through: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         scale, shift = (per_channel(t, x.shape[1]) for t in (w, b))
         laid = x.to(w.dtype) if _in_vectors(x, groups) else _planes(x, w)
         u = by_moments(laid, gamma, beta, mean, var, eps)
@@ -82,10 +87,10 @@ class _Composed(torch.autograd.Function):
             ctx.flat = True
             y, group_mean, rstd = torch.native_group_norm(u.contiguous(), scale, shift, *_sizes(x), groups, eps)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(group_mean, rstd)
+        ctx.mark_non_differentiable(group_mean)
         ctx.save_for_backward(x, gamma, beta, w, b, mean, var, group_mean, rstd)
         ctx.eps, ctx.groups, ctx.through = eps, groups, through
-        return laid_out_as(y.to(x.dtype), x), group_mean, rstd
+        return laid_out_as(y.to(x.dtype), x), group_mean
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

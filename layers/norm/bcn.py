@@ -102,7 +102,7 @@ card = Card(
         "(15 if estimate or not train else 22)*E - 2*C - 2*W_B",
     ),
     executed=Flops(
-        "(14*E + (17*C if estimate else 15*C + (momentum is None)) if train else 9*E + 5*C) + 5*N*G if small"
+        "(14*E + (17*C if estimate else 15*C + (momentum is None)) if train else 9*E + 5*C) + 2*N*G if small"
         " else 7*E + 3*N*G + 31*N*C + ((14*C if estimate else 12*C + (momentum is None)) if train else 5*C)",
         "((24*E + 3*C if train and not estimate else 17*E + C) if small"
         " else 7*E + N*G + (58*N*C + 3*C if train and not estimate else 42*N*C))"
