@@ -22,6 +22,7 @@ from layers.moments import (
     scale_rows,
     wide_dtype,
 )
+from layers.observe import is_followed
 
 CHAIN = 1 << 17  # values per channel
 SHIFTS = 3  # a mean of a chain may be off by a thousandth, so that each shift takes as many digits away
@@ -104,15 +105,18 @@ def normalize(
     them, so that others would be memory of their own.
     """
     count = x.numel() // x.shape[1]
-    if lent is not None and count > 1 and (sums_fast(x) or is_tiny(x.numel())):
+    if lent is not None and count > 1 and (sums_fast(x) or is_tiny(x.numel())) and not is_followed():
         wide = wide_dtype(x.dtype)
         mean, var = (t.data if t.dtype == wide else torch.zeros_like(t, dtype=wide) for t in lent)
         before = mean.clone(), var.clone()
-        y, center, rstd = normalize_by_torch(x, weight, bias, mean, var, 1.0, eps)
-        found = var * ((count - 1) / count)
-        mean.copy_(before[0])
-        var.copy_(before[1])
-        return y, center, found, rstd
+        try:
+            mean.zero_()  # of an infinity nothing would be left but NaN
+            var.zero_()
+            y, center, rstd = normalize_by_torch(x, weight, bias, mean, var, 1.0, eps)
+            return y, center, var * ((count - 1) / count), rstd
+        finally:
+            mean.copy_(before[0])
+            var.copy_(before[1])
     mean, var = (t[0] for t in channel_moments(x))
     rstd = (var + eps).rsqrt_()
     return standardize(x, weight, bias, mean, var, rstd, eps), mean, var, rstd

@@ -14,6 +14,7 @@ from layers.card import Card, OptionError, sizes
 from layers.dimensions import is_small
 from layers.group_norm import normalize_planes
 from layers.moments import needs_plain_operations, pool
+from layers.observe import is_followed
 
 
 def pool_blocks(mean: Tensor, var: Tensor, examples: int, groups: int) -> tuple[Tensor, Tensor]:
@@ -37,8 +38,9 @@ def spread_blocks(statistic: Tensor, batch: int, channels: int) -> Tensor:
 
 def suits_blocks(x: Tensor) -> bool:
     """Whether `normalize_blocks` may take ``x``, and is the faster way."""
-    small = is_small(x.numel(), x.shape[2:].numel())
-    return x.device.type == "cpu" and x.is_contiguous() and x.numel() > 0 and small and not needs_plain_operations()
+    small = x.numel() > 0 and is_small(x.numel(), x.shape[2:].numel())
+    plain = needs_plain_operations() or is_followed()
+    return x.device.type == "cpu" and x.is_contiguous() and small and not plain
 
 
 def normalize_blocks(

@@ -18,7 +18,7 @@ from layers.channels_last import well_conditioned
 from layers.dimensions import is_small
 from layers.group_norm import VECTOR
 from layers.moments import laid_out_as, plane_moments
-from layers.observe import observe
+from layers.observe import is_followed, observe
 
 SMALL_BYTES = 1 << 19  # with the copy they fit a level-2 cache
 
@@ -26,7 +26,8 @@ SMALL_BYTES = 1 << 19  # with the copy they fit a level-2 cache
 def suits_composed(x: Tensor, groups: int) -> bool:
     """Whether `composed` may take ``x``, and is the faster way: on small maps; some channels_last ones are copied."""
     stays = x.is_contiguous() or x.nbytes <= SMALL_BYTES or _in_vectors(x, groups)
-    return stays and is_small(x.numel(), x.shape[2:].numel()) and x.device.type == "cpu" and suits_kernels(x)
+    fits = stays and is_small(x.numel(), x.shape[2:].numel()) and x.device.type == "cpu"
+    return fits and suits_kernels(x) and not is_followed()
 
 
 def composed(

@@ -44,12 +44,18 @@ def is_watched() -> bool:
     return not torch.compiler.is_compiling() and _watcher.get() is not None
 
 
+def is_followed() -> bool:
+    """Tell whether somebody follows the layer operation by operation."""
+    watcher = _watcher.get()
+    return watcher is not None and watcher.follows
+
+
 @contextmanager
 def observing(*, follows: bool = False) -> Iterator[dict[str, Tensor]]:
     """Collect the statistics that stones compute inside the block, by name (the last call wins).
 
-    With ``follows`` those that are computed for the watcher alone are so before the eyes of whoever counts or follows
-    operations.
+    With ``follows`` somebody follows operations: layers then go ways on which statistics are read, and those that are
+    computed for the watcher alone are so before the eyes of who follows.
     """
     seen: dict[str, Tensor] = {}
     token = _watcher.set(_Watcher(seen, follows))

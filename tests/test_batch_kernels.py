@@ -111,6 +111,27 @@ def test_tiny_maps_are_normalized_as_others_are(monkeypatch, name):
         near(found[what], tensor)
 
 
+@pytest.mark.parametrize("value", [0.5, torch.inf, torch.nan])
+def test_running_statistics_that_are_lent_come_back_and_are_in_no_moment(value):
+    x, lent = data(shape=(4, 12, 5, 4)), [torch.full((12,), value, dtype=torch.float64) for _ in range(2)]
+    wanted, found = (batch_kernels.normalize(x, None, None, 1e-5, given) for given in (None, lent))
+    for what, tensor in zip(found, wanted, strict=True):
+        near(what, tensor)
+    assert all(torch.equal(t, torch.full_like(t, value)) or (t.isnan().all() and value != value) for t in lent)
+
+
+def test_running_statistics_that_are_lent_come_back_though_it_is_interrupted(monkeypatch):
+    def interrupted(x, weight, bias, mean, var, *rest):
+        mean.fill_(7)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch_kernels, "normalize_by_torch", interrupted)
+    lent = torch.zeros(12, dtype=torch.float64), torch.ones(12, dtype=torch.float64)
+    with pytest.raises(KeyboardInterrupt):
+        batch_kernels.normalize(data(shape=(4, 12, 5, 4)), None, None, 1e-5, lent)
+    assert torch.equal(lent[0], torch.zeros_like(lent[0]))
+
+
 def test_bcn_of_a_shift_a_thousand_times_its_scale_has_its_digits_on_channels_last():
     layer, x = stone("bcn").load()(64, 4), data(shape=(4, 64, 7, 7)).float().to(**LAST).requires_grad_()
     torch.nn.init.constant_(layer.bias, 1000.0)

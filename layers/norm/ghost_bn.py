@@ -182,7 +182,7 @@ class GhostBatchNorm(RunningNorm):
         positions = x.shape[2:].numel()
         if batch:
             self.refuse_single_values(self.ghost_size * positions, "channel of a ghost")
-        if 0 < batch <= PARTS * self.ghost_size and suits_torch(x):
+        if suits_torch(x) and batch <= PARTS * self.ghost_size:  # in this order: a compiler guards what is compared
             return self._normalize_parts(x, batch // self.ghost_size)
         planes = Planes(x)
         mean, var = pool_blocks(planes.mean, planes.var, self.ghost_size, channels)
