@@ -257,6 +257,8 @@ def test_a_group_that_is_there_is_used_and_left_alone(from_python):
     one, other = (found["skipping"]["cases"][0] for found in from_python)
     assert one["stone"] == "bn"
     assert [c["samples_ns"] for c in one["candidates"]] == [c["samples_ns"] for c in other["candidates"]]
+    for candidate in (*one["candidates"], *other["candidates"]):
+        del candidate["peak_bytes"]  # each rank's own: when gloo's threads free what they sent is a matter of chance
     assert one["candidates"] == other["candidates"]
     assert one["ratios"] == other["ratios"]
     assert one["candidates"][0]["communication"]["bytes"] == 4 * 2 * CHANNELS, "of the backward alone"

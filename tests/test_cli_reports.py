@@ -228,7 +228,7 @@ def test_an_interrupted_bench_reports_what_it_has(monkeypatch, tmp_path):
     made = record("bench", "in", *SMALL, *QUICK)
     monkeypatch.setattr(bench, "bench", lambda what, progress: {**made, "interrupted": True})
     file = tmp_path / "out.json"
-    result = invoke("bench", "in", *SMALL, "--json", "-o", file, "--expect", "no.such=1")
+    result = invoke("bench", "in", *SMALL, "--json", "-o", file, "--expect", "cases.nosuch.threads=1")
     assert result.exit_code == Status.INTERRUPTED
     assert json.loads(result.stdout)["interrupted"] is True
     assert file.read_text() == result.stdout

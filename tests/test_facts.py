@@ -73,7 +73,8 @@ def test_the_reading_notes_example():
 def test_a_lying_card_is_found(monkeypatch):
     honest = catalog.stone("gn").card
     monkeypatch.setitem(honest.__dict__, "params", "3*C")
-    monkeypatch.setitem(honest.__dict__, "flops", Flops("7*E", "11*E"))
+    for kind in ("flops", "executed"):
+        monkeypatch.setitem(honest.__dict__, kind, Flops("7*E", "11*E"))
     record = record_of("gn", {"groups": 4}, shape=(2, 8, 4, 4))
     assert not record["ok"]
     wrong = {check["what"] for check in record["checks"] if not check["ok"]}
