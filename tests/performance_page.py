@@ -26,8 +26,10 @@ torch {torch}, Python {python}; at least {seconds:g} s for each number. Each num
 the stone and what stands beside it ran in turns, in one process. ÷ is the time divided by that of what stands \
 beside it, below 1 is faster; where there is nothing, c: multiples of a copy of the input. The floor is the fewest \
 bytes that the forward must move, by the card. Of roofline: the least time by the measured ceilings of this machine, \
-divided by the time taken, and what bounds it. Training, float32, contiguous, one thread, eager, unless a column \
-says otherwise; the compiled column compares with the compiled reference. – was refused.
+divided by the time taken, and what bounds it; those ceilings are of copies, reads and products of matrices, and an \
+update in place, or a convolution by fewer operations than are counted, may be faster. Training, float32, \
+contiguous, one thread, eager, unless a column says otherwise; the compiled column compares with the compiled \
+reference. – was refused.
 
 Plain torch is what one would write, tests/otherwise.py and otherwise_norms.py, and gives the same outputs. ÷ plain: \
 the forward divided by that of plain torch where something else stands beside; * by the figure of the authors' code, \
@@ -83,6 +85,8 @@ WHY = {
     "rounds at every step.",
     "spp": "Bins are pooled channels last, slice by slice; on tiny maps the backward, which adds to one element of "
     "each bin, is slower than torch's kernel. Forward and backward together are faster on contiguous data.",
+    "mpn-cov": "Backward takes the steps again instead of keeping 2k + 3 matrices of each sample; half types are "
+    "multiplied in float32.",
     "ppm": f"{PYTHON} On channels_last the statistics of every grid's norm are looked at. Compiled, those norms take "
     "moments of planes and join them, some loops more than plain torch's.",
     **dict.fromkeys(
