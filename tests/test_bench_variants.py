@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import pytest
 import torch
 from command_line import invoke
+from torch.nn.modules import module
 
 from layers.catalog import stone
 from profiles.errors import Refusal
@@ -266,6 +268,19 @@ def test_the_peak_holds_the_output_and_the_workspace_does_not():
 
     assert row["peak_bytes"] >= 2 * 4 * 6 * 6 * 4
     assert row["workspace_bytes"] <= row["peak_bytes"] - 2 * 4 * 6 * 6 * 4
+
+
+def test_nothing_is_left_of_a_forward_and_backward_so_that_the_next_begins_alike():
+    outputs = []
+    hook = module.register_module_forward_hook(lambda _, given, y: outputs.append(weakref.ref(y)))
+    try:
+        made = case(subject(stone("gn"), {"groups": 2}, SMALL), "forward+backward", vs=[])
+        gn, *_ = jobs(made)
+        outputs.clear()
+        gn.run()
+    finally:
+        hook.remove()
+    assert [output() for output in outputs] == [None]
 
 
 def test_an_optimizer_is_timed_on_many_parameters_with_every_one_stepped():

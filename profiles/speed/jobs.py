@@ -120,9 +120,11 @@ class _Layer:
         return torch.autograd.grad(self.y, inputs, self.gradient, allow_unused=True)
 
     def both(self) -> tuple[Tensor | None, ...]:
-        """Return the gradients of a fresh graph."""
+        """Return the gradients of a fresh graph, of which nothing is left: calls begin alike, in memory too."""
         self.forward()
-        return self.backward()
+        found = self.backward()
+        self.y = None
+        return found
 
 
 def _parameters(module: Any) -> list[nn.Parameter]:
