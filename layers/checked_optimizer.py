@@ -102,17 +102,9 @@ class CheckedOptimizer(Optimizer):
         sparse gradients and when captured into a CUDA graph, OptionError where the state of a parameter is that of
         another optimizer.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
-            raise RuntimeError(f"{type(self).__name__} is not capturable: step outside the CUDA graph")
+        loss = evaluated(self, closure)
         for group in self.param_groups:
-            params = [parameter for parameter in group["params"] if parameter.grad is not None]
-            grads = [parameter.grad for parameter in params]
-            if any(gradient.is_sparse for gradient in grads):
-                raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
+            params, grads = trained(self, group)
             if params:
                 self._step(group, params, grads, self._states(group, params))
         return loss
@@ -128,18 +120,43 @@ class CheckedOptimizer(Optimizer):
         for parameter, state in zip(params, states, strict=True):
             if state.keys() >= needed.keys():
                 continue
-            if state:
-                lacks = next(name for name in needed if name not in state)
-                raise OptionError(
-                    f"the state of a parameter has no {lacks}: it is of another optimizer, or of other options; "
-                    "build the optimizer anew without it"
-                )
+            refuse_foreign(state, needed, "of other options")
             state.update((name, _zeros(parameter, shape)) for name, shape in needed.items())
         return states
 
     def _step(self, group: Group, params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         """Move ``params`` by ``grads`` and update their ``states``, in place."""
         raise NotImplementedError
+
+
+def evaluated(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+    """Return what ``closure`` returns, run with gradients; raises RuntimeError in the capture of a CUDA graph."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        raise RuntimeError(f"{type(optimizer).__name__} is not capturable: step outside the CUDA graph")
+    return loss
+
+
+def trained(optimizer: Optimizer, group: Group) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the parameters of ``group`` that have a gradient, and these; raises RuntimeError for sparse ones."""
+    params = [parameter for parameter in group["params"] if parameter.grad is not None]
+    grads = [parameter.grad for parameter in params]
+    if any(gradient.is_sparse for gradient in grads):
+        raise RuntimeError(f"{type(optimizer).__name__} does not take sparse gradients: use dense ones")
+    return params, grads
+
+
+def refuse_foreign(state: State, needed: Iterable[str], otherwise: str) -> None:
+    """Raise OptionError where the ``state`` of a parameter, if it has any, lacks some of what is ``needed``."""
+    if state:
+        lacks = next(name for name in needed if name not in state)
+        raise OptionError(
+            f"the state of a parameter has no {lacks}: it is of another optimizer, or {otherwise}; "
+            "build the optimizer anew without it"
+        )
 
 
 def share_layout(tensors: Tensors) -> bool:

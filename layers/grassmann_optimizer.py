@@ -7,7 +7,7 @@ with ``manifold=False`` are trained by Nesterov SGD, torch's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
@@ -19,14 +19,22 @@ from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
 from layers.card import Card, OptionError
-from layers.checked_optimizer import FUSED, HALF, add_, share_layout
+from layers.checked_optimizer import (
+    FUSED,
+    HALF,
+    Group,
+    Params,
+    State,
+    add_,
+    evaluated,
+    refuse_foreign,
+    share_layout,
+    trained,
+)
 from layers.grassmann import lengths, refuse_zero_rows, rotate_, tangent
 
 # How many bytes of weights are worth joining: copying more takes longer on the CPU than the calls that are saved.
 JOINED, JOINED_ELSEWHERE = {"cpu": 1 << 17}, 1 << 26
-Group = dict[str, Any]
-State = dict[str, Tensor]
-Params = Iterable[Tensor] | Iterable[Group] | Iterable[tuple[str, Tensor]]
 
 
 class GrassmannOptimizer(Optimizer):
@@ -83,17 +91,9 @@ class GrassmannOptimizer(Optimizer):
         still, its momentum too. torch.compile runs it as it is. Raises RuntimeError for sparse gradients and when
         captured into a CUDA graph, OptionError where the state of a parameter is that of another optimizer.
         """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
-            raise RuntimeError(f"{type(self).__name__} is not capturable: step outside the CUDA graph")
+        loss = evaluated(self, closure)
         for group in self.param_groups:
-            params = [parameter for parameter in group["params"] if parameter.grad is not None]
-            grads = [parameter.grad for parameter in params]
-            if any(gradient.is_sparse for gradient in grads):
-                raise RuntimeError(f"{type(self).__name__} does not take sparse gradients: use dense ones")
+            params, grads = trained(self, group)
             states = self._states(group, params)
             if not params:
                 continue
@@ -110,12 +110,7 @@ class GrassmannOptimizer(Optimizer):
         for parameter, state in zip(params, states, strict=True):
             if all(map(state.__contains__, needed)):
                 continue
-            if state:
-                lacks = next(name for name in needed if name not in state)
-                raise OptionError(
-                    f"the state of a parameter has no {lacks}: it is of another optimizer, or manifold was changed; "
-                    "build the optimizer anew without it"
-                )
+            refuse_foreign(state, needed, "manifold was changed")
             state.update(self._start(parameter) if group["manifold"] else _start_plain(parameter))
         return states
 

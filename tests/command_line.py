@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -40,6 +41,23 @@ def process(*arguments, cwd=ROOT, stdout=subprocess.PIPE, **variables):
 def interruptible():
     """Before a process starts: let Ctrl-C end it, also where these tests run in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def signalled(number, *arguments, seconds=4.0):
+    """Start a process, send it the signal ``number`` after ``seconds``; return its status and what it wrote to both."""
+    running = subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=interruptible,
+    )
+    time.sleep(seconds)
+    running.send_signal(number)
+    stdout, stderr = running.communicate(timeout=10)
+    return running.returncode, stdout, stderr
 
 
 def at_once(*lines, **variables):

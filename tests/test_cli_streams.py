@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, ROOT, at_once, environment, interruptible, process
+from command_line import COMMAND, ROOT, at_once, environment, interruptible, process, signalled
 from rich.cells import cell_len
 
 from profiles import atomic
@@ -168,21 +168,8 @@ def test_a_read_only_directory_is_no_hindrance(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_bench_with_what_it_has(number, tmp_path):
     file = tmp_path / "out.json"
-    running = subprocess.Popen(
-        [*COMMAND, *BENCH, "-o", str(file)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=interruptible,
-    )
-    time.sleep(4.0)
-    running.send_signal(number)
-    start = time.monotonic()
-    stdout, stderr = running.communicate(timeout=30)
-    assert time.monotonic() - start < 10
-    assert running.returncode == 128 + number
+    status, stdout, stderr = signalled(number, *BENCH, "-o", file)
+    assert status == 128 + number
     assert "Traceback" not in stderr
     assert json.loads(stdout)["interrupted"] is True
     assert file.read_text() == stdout

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import time
 from itertools import accumulate
 from random import Random
 
 import pytest
-from command_line import COMMAND, ROOT, environment, interruptible, invoke
+from command_line import invoke, signalled
 from jsonschema import Draft202012Validator
 
 from profiles.errors import Refusal
@@ -237,18 +234,7 @@ def test_wrong_use_is_status_2(line):
 
 
 def test_a_signal_ends_it_with_what_it_has():
-    running = subprocess.Popen(
-        [*COMMAND, "doctor", "--budget", "60", "--json"],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=interruptible,
-    )
-    time.sleep(5)
-    os.kill(running.pid, signal.SIGINT)
-    stdout, stderr = running.communicate(timeout=30)
-    assert running.returncode == Status.INTERRUPTED
+    status, stdout, stderr = signalled(signal.SIGINT, "doctor", "--budget", 60, "--json", seconds=5)
+    assert status == Status.INTERRUPTED
     assert "Traceback" not in stderr
     assert json.loads(stdout)["interrupted"] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from command_line import invoke
 
+from profiles.checks import geometry, identities, invariance
 from profiles.errors import Refusal
 from profiles.expect import find, judge, parse
 from profiles.races import race
@@ -173,12 +174,17 @@ def test_every_command_takes_expectations(line, status):
         ("bench gn --expect cases.gn.thread=1", "cases.gn has no 'thread'; did you mean cases.gn.threads?"),
         ("bench gn --expect cases.0.ratios.0.ratio.x=1", "cases.0.ratios.0.ratio has no 'x'; nothing is below it"),
         ("run ci --expect counts.okay=1", "counts has no 'okay'; did you mean counts.ok?"),
+        ("check-invariance gn --expect rows.0.hold=true", "rows.0 has no 'hold'; did you mean rows.0.holds?"),
+        ("check-gradients gn --expect okay=true", "did you mean ok?"),
+        ("check-identities gn --expect okay=true", "did you mean ok?"),
         ("doctor --expect verdikt=ok", "did you mean verdict?"),
         ("race --expect raced=1", "did you mean races?"),
         ("race adax --problem reddi --expect entrant=1", "did you mean entrants?"),
     ],
 )
 def test_what_no_result_has_is_refused_before_anything_is_measured(line, words, monkeypatch):
+    for module in (geometry, identities, invariance):
+        monkeypatch.setattr(module, "check", None)
     for module in (bench, doctor, race):
         monkeypatch.setattr(module, module.__name__.rpartition(".")[2], None)
     result = invoke(*line.split())

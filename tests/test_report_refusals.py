@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
-from command_line import COMMAND, ROOT, environment, interruptible, invoke
+from command_line import invoke, signalled
 
 from profiles import atomic
 from profiles.reports import report
@@ -95,18 +93,7 @@ def test_a_failure_to_write_leaves_the_old_page(tmp_path, monkeypatch):
 def test_a_signal_ends_it_and_nothing_is_written(number, tmp_path):
     file = tmp_path / "x.html"
     file.write_text("old")
-    running = subprocess.Popen(
-        [*COMMAND, "report", "-o", str(file)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=interruptible,
-    )
-    time.sleep(4.0)
-    running.send_signal(number)
-    stdout, stderr = running.communicate(timeout=30)
-    assert (running.returncode, stdout) == (128 + number, "")
+    status, stdout, stderr = signalled(number, "report", "-o", file)
+    assert (status, stdout) == (128 + number, "")
     assert "Traceback" not in stderr
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("x.html", "old")]

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from layers.card import Card, Flops, Identity, Option, Paper, Stat
+from layers.checked_optimizer import Group, Params
 from layers.grassmann import clipping, excludes, grassmann_groups, lengths, unit_rows_
-from layers.grassmann_optimizer import GrassmannOptimizer, Group, Params
+from layers.grassmann_optimizer import GrassmannOptimizer
 from layers.grassmann_proofs import (
     Make,
     distance,

@@ -80,6 +80,8 @@ def check_invariance(
     if published and (named(context) or property_ or carrier):
         raise Refusal("--published is one fixed table: give no techniques, properties or carriers with it")
 
+    common.foresee(expect, "properties" if list_ else "invariance")
+
     from stones_cli.report.invariance import definitions, matrix
 
     if list_:
@@ -97,7 +99,7 @@ def check_invariance(
         cells = len(property_ or PROPERTIES) * len(carrier or CARRIERS)
         rows = _rows(context, invariance.check, cells, properties=property_ or None, carriers=carrier or None)
     pictures.write(plot, lambda form: invariance_plot.render(rows, form))
-    return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)], where)
+    return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect, keep=True)], where)
 
 
 def check_gradients(
@@ -123,6 +125,8 @@ def check_gradients(
     """
     where = common.destination(format_, json, output)
 
+    common.foresee(expect, "gradient-properties" if list_ else "gradients")
+
     from stones_cli.report.geometry import definitions, matrix
 
     if list_:
@@ -137,7 +141,7 @@ def check_gradients(
     cells = len(property_ or GRADIENT_PROPERTIES) * len(carrier or CARRIERS)
     rows = _rows(context, geometry.check, cells, properties=property_ or None, carriers=carrier or None)
     pictures.write(plot, lambda form: invariance_plot.render(rows, form, title=invariance_plot.GRADIENTS))
-    return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect)], where)
+    return judged([*failures(rows), *deliver(matrix(rows, verbose=verbose), where, expect, keep=True)], where)
 
 
 def _refuse_plot(plot: Path | None) -> None:
@@ -185,6 +189,7 @@ def check_identities(
     from profiles.checks import identities
 
     where = common.destination(format_, json, output)
+    common.foresee(expect, "identities")
     stones = [identities.stated(target) for target in named(context)] or identities.stating()
     if not named(context):
         tell_of_broken()
@@ -201,4 +206,4 @@ def check_identities(
             bar.show(done / total, f"{row.stone}: {row.says}")
 
         rows = identities.check(stones, progress=note)
-    return judged([*identities.failures(rows), *deliver(equations(rows), where, expect)], where)
+    return judged([*identities.failures(rows), *deliver(equations(rows), where, expect, keep=True)], where)
